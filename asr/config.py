@@ -1,0 +1,180 @@
+"""The typed schema of the whole configuration, and what makes a value of it wrong.
+
+In: dataclass signatures and values. Out: ranges, choices and checks that name the key. Knows no torch.
+Every node of the configuration is a keyword-only dataclass whose signature is its schema (style of the
+Hydra structured configs, https://hydra.cc/docs/tutorials/structured_config/intro/).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, List, Optional
+
+from asr.errors import ConfigError, did_you_mean
+
+STAGES = ("prepare", "train", "evaluate")
+NODES = ("dataset", "text", "vocabulary", "model", "gaudi_config", "trainer", "topology")
+"""The nodes that `instantiate` builds, each from the class that its `_target_` names."""
+
+
+def bounded(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Return a dataclass field whose value must lie in a range; None is left alone."""
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return field(default=default, metadata={k: v for k, v in limits.items() if v is not None})
+
+
+def choice(default: str, *values: str) -> Any:
+    """Return a dataclass field that takes one of `values`."""
+    return field(default=default, metadata={"values": values})
+
+
+def free_form() -> Any:
+    """Return a dataclass field for a dict that takes any key; whoever reads it checks its keys."""
+    return field(default_factory=dict, metadata={"free_form": True})
+
+
+def out_of_range(value: Any, limits: Mapping[str, Any]) -> str:
+    """Return what is wrong with `value` for the metadata of `bounded` or `choice`; empty when nothing is.
+
+    >>> out_of_range(0, {"at_least": 1})
+    '0 is out of range; it must be at least 1.'
+    """
+    if value is None:
+        return ""
+    if "values" in limits and value not in limits["values"]:
+        return f"{value!r} is not one of {', '.join(limits['values'])}.{did_you_mean(str(value), limits['values'])}"
+    if not isinstance(value, (int, float)):
+        return ""
+    inside = {
+        "at_least": lambda limit: value >= limit,
+        "above": lambda limit: value > limit,
+        "at_most": lambda limit: value <= limit,
+        "below": lambda limit: value < limit,
+    }
+    wanted = [f"{name.replace('_', ' ')} {limits[name]:g}" for name in inside if name in limits]
+    if all(inside[name](limits[name]) for name in inside if name in limits):
+        return ""
+    return f"{value} is out of range; it must be {' and '.join(wanted)}."
+
+
+def check_ranges(node: Any) -> None:
+    """Raise a ConfigError that names the first field of a dataclass outside its declared range."""
+    for item in fields(node):
+        problem = out_of_range(getattr(node, item.name), item.metadata)
+        if problem:
+            raise ConfigError(problem, key=item.name)
+
+
+@dataclass
+class Config:
+    """The root: what stands beside the five groups. Stored in Hydra as the schema of conf/config.yaml."""
+
+    experiment_name: str = "unnamed"
+    """Names the folder of runs under outputs/."""
+    experiment_version: str = "draft"
+    """v1, v2, ... once released; see conf/experiment."""
+    seed: int = 0
+    """Seeds weights, data order and dropout; the corpus has a seed of its own."""
+    stages: List[str] = field(default_factory=lambda: ["train", "evaluate"])
+    """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
+    dataset: Any = None
+    text: Any = None
+    vocabulary: Any = None
+    model: Any = None
+    gaudi_config: Any = None
+    trainer: Any = None
+    topology: Any = None
+
+
+def check_root(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a root value out of range (seed, stages, names)."""
+    stages = config["stages"]
+    if not stages:
+        raise ConfigError(f"is empty; choose from {', '.join(STAGES)}.", key="stages")
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(f"{stage!r} is not one of {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}", key="stages")
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"{config['seed']} is out of range; it must be at least 0 and below 2**32.", key="seed")
+    for key in ("experiment_name", "experiment_version"):
+        if not config[key] or Path(config[key]).name != config[key]:
+            raise ConfigError(f"{config[key]!r} can't name a folder; leave out slashes.", key=key)
+
+
+def import_target(path: str, *, key: str = "_target_") -> type:
+    """Return the class that a `_target_` names, or raise a ConfigError that says what is missing."""
+    module_name, _, class_name = str(path).rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path!r} can't be imported ({error}); give package.module.Class.", key=key) from error
+    if not (isinstance(target, type) and is_dataclass(target)):
+        raise ConfigError(f"{path!r} is not a dataclass, so it has no schema.", key=key)
+    return target
+
+
+def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked root values and the objects that the nodes describe, by name.
+
+    `config` is the composed configuration as plain containers. Objects are light: making them checks
+    them (types by their schema, ranges here, the rest in their `__post_init__`) and loads nothing.
+    """
+    import hydra.utils
+
+    check_root(config)
+    built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages")}
+    for name in NODES:
+        node = config.get(name)
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ConfigError("has no _target_; choose an option of its group.", key=name)
+        try:
+            target = import_target(node["_target_"])
+            _check_keys(target, node)
+            built[name] = hydra.utils.instantiate(dict(node), _convert_="all")
+            check_ranges(built[name])
+        except ConfigError as error:
+            raise error.under(name) from error
+        except hydra.errors.InstantiationException as error:
+            if isinstance(error.__cause__, ConfigError):
+                raise error.__cause__.under(name) from error
+            raise
+    return built
+
+
+def _check_keys(target: type, node: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(target) if f.init]
+    for key in node:
+        if key not in known and not str(key).startswith("_"):
+            raise ConfigError(f"{target.__name__} has no such key.{did_you_mean(str(key), known)}", key=str(key))
+    for item in fields(target):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and node.get(item.name) in (None, "???"):
+            raise ConfigError("is missing; give it a value.", key=item.name)
+
+
+def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield every key of nested mappings as a dotted path, parents included."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, f"{prefix}{key}.")
+
+
+def cache_root(given: Optional[str], folder: str) -> Path:
+    """Return the folder for made or downloaded data: `given`, else `folder` under ASR_CACHE or ~/.cache/asr."""
+    import os
+
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("ASR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "asr")
+    return Path(base).expanduser() / folder

@@ -1,0 +1,55 @@
+"""What a user did or has that stops a run, each with the exit code it ends in.
+
+In: what was wrong and where. Out: one message that names the key, file or utterance, and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AsrError(Exception):
+    """A user's mistake: shown as its message alone, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(AsrError):
+    """The configuration is wrong. `key` is the dotted key; nothing is left on disk."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, key: str = "") -> None:
+        self.key = key
+        self.problem = problem
+        super().__init__(f"{key}: {problem}" if key else problem)
+
+    def under(self, parent: str) -> ConfigError:
+        """Return the same error with `parent` put before its key."""
+        return ConfigError(self.problem, key=f"{parent}.{self.key}" if self.key else parent)
+
+
+class DataError(AsrError):
+    """The data is wrong or missing: names the file, split or utterance."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the nearest of `candidates`, or an empty string.
+
+    A key is also found by its last part alone, so that `learning_rate` leads to
+    `trainer.args.learning_rate`.
+    """
+    names = list(candidates)
+    leaf = word.rpartition(".")[2]
+    near = [name for name in names if name.rpartition(".")[2] == leaf and name != word]
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    near = near or [
+        name
+        for close in difflib.get_close_matches(leaf, [n.rpartition(".")[2] for n in names], n=1, cutoff=0.75)
+        for name in names
+        if name.rpartition(".")[2] == close
+    ]
+    return f" Did you mean {' or '.join(near[:3])}?" if near else ""

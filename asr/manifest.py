@@ -1,0 +1,80 @@
+"""The table of utterances of a split, from headers alone.
+
+In: a source's rows. Out: utterances that will be used, and those left out with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from asr.audio import seconds_of
+from asr.errors import DataError
+from asr.sources import Source, Utterance
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The utterances of one split, in the source's order, each with its seconds."""
+
+    split: str
+    utterances: tuple[Utterance, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(id, reason) of every utterance that isn't used."""
+
+    @property
+    def hours(self) -> float:
+        return sum(u.seconds or 0.0 for u in self.utterances) / 3600
+
+    def save(self, path: Path) -> None:
+        """Write one utterance a line; those left out go beside it, only when there are any."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = ({"id": u.id, "audio": str(u.audio), "seconds": u.seconds, "text": u.text, "speaker": u.speaker} for u in self.utterances)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        if self.left_out:
+            dropped = (json.dumps({"id": i, "reason": reason}, ensure_ascii=False) + "\n" for i, reason in self.left_out)
+            path.with_suffix(".left_out.jsonl").write_text("".join(dropped), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, split: str) -> Manifest:
+        """Read what `save` wrote; the rows left out are not read back."""
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return cls(split, tuple(Utterance(r["id"], Path(r["audio"]), r["text"], r["speaker"], r["seconds"]) for r in rows))
+
+
+def build(source: Source, split: str, *, limit: int | None, normalise: Callable[[str], str]) -> Manifest:
+    """Return the manifest of a split, reading audio headers in parallel.
+
+    Left out: durations outside the source's bounds, transcripts that are empty once normalised.
+    Raises DataError for a file that can't be read, and when nothing is left.
+    """
+    rows = list(islice(source.utterances(split), limit))
+    with ThreadPoolExecutor(8) as pool:
+        durations = list(pool.map(lambda row: row.seconds if row.seconds is not None else seconds_of(row.audio), rows))
+    kept, left_out = [], []
+    for row, seconds in zip(rows, durations, strict=True):
+        reason = _reason_to_leave_out(source, seconds, normalise(row.text))
+        if reason:
+            left_out.append((row.id, reason))
+        else:
+            kept.append(replace(row, seconds=seconds))
+    if not kept:
+        raise DataError(_nothing_left(source, split, [reason for _, reason in left_out]))
+    return Manifest(split, tuple(kept), tuple(left_out))
+
+
+def _reason_to_leave_out(source: Source, seconds: float, text: str) -> str:
+    if seconds < source.min_duration_in_seconds:
+        return f"shorter than min_duration_in_seconds ({source.min_duration_in_seconds:g})"
+    if source.max_duration_in_seconds is not None and seconds > source.max_duration_in_seconds:
+        return f"longer than max_duration_in_seconds ({source.max_duration_in_seconds:g})"
+    return "" if text else "empty transcript after text normalisation"
+
+
+def _nothing_left(source: Source, split: str, reasons: Sequence[str]) -> str:
+    counted = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons)) or "the split is empty"
+    return f"dataset {source.name}, split {split!r}: no utterance is left ({counted}); widen the dataset's bounds or the text rules."

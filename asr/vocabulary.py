@@ -1,0 +1,96 @@
+"""Characters to tokenizer: a vocabulary built from transcripts, or a tokenizer that is given.
+
+In: normalised transcripts of train and evaluation. Out: a CTC tokenizer, and what it can't spell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from asr.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY_FILE = "vocab.json"
+
+
+@dataclass(kw_only=True)
+class Vocabulary:
+    """Where the output characters come from. The pad token is CTC's blank, id 0 in a vocabulary built here."""
+
+    tokenizer_name_or_path: Optional[str] = None
+    """A tokenizer on disk or on the hub; null builds one, or takes that of a model that has a CTC head."""
+    rebuild: bool = False
+    """Build a vocabulary although the model has one; its output layer then starts afresh."""
+    word_delimiter_token: str = "|"
+    unk_token: str = "[UNK]"
+    pad_token: str = "[PAD]"
+    phoneme_language: Optional[str] = None
+    """Language for tokenizers that turn text into phonemes (Wav2Vec2PhonemeCTCTokenizer); needs phonemizer."""
+
+    def __post_init__(self) -> None:
+        specials = (self.pad_token, self.unk_token, self.word_delimiter_token)
+        if len(set(specials)) < 3 or not all(specials):
+            raise ConfigError(f"pad_token, unk_token and word_delimiter_token must differ, not {', '.join(map(repr, specials))}.")
+        if self.rebuild and self.tokenizer_name_or_path:
+            raise ConfigError("can't be true while tokenizer_name_or_path is given; drop one.", key="rebuild")
+
+    def build(self, transcripts: Iterable[str]) -> dict[str, int]:
+        """Return token to id: pad, unk, word delimiter, then every character in code point order.
+
+        Raises DataError when a transcript holds the delimiter's own character.
+        """
+        characters = sorted(set().union(*map(set, transcripts)) - {" "})
+        if self.word_delimiter_token in characters:
+            raise DataError(
+                f"the transcripts contain {self.word_delimiter_token!r}, which stands for the space between words: "
+                "add it to text.remove, or choose another vocabulary.word_delimiter_token."
+            )
+        tokens = [self.pad_token, self.unk_token, self.word_delimiter_token, *characters]
+        return {token: i for i, token in enumerate(tokens)}
+
+    def tokenizer_from(self, vocabulary: dict[str, int], folder: Path) -> PreTrainedTokenizerBase:
+        """Return a character tokenizer over a built vocabulary, written to `folder`/vocab.json on the way."""
+        from transformers import Wav2Vec2CTCTokenizer
+
+        path = folder / VOCABULARY_FILE
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return Wav2Vec2CTCTokenizer(
+            str(path),
+            bos_token=None,
+            eos_token=None,
+            unk_token=self.unk_token,
+            pad_token=self.pad_token,
+            word_delimiter_token=self.word_delimiter_token,
+        )
+
+    def tokenizer_of(self, name_or_path: str, *, key: str, **where: object) -> PreTrainedTokenizerBase:
+        """Return the tokenizer saved at `name_or_path`; `where` goes to from_pretrained (revision, cache_dir, ...)."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"no tokenizer can be loaded from {name_or_path!r}: {reason}", key=key) from error
+        if tokenizer.pad_token_id is None:
+            raise ConfigError(f"the tokenizer of {name_or_path!r} has no pad token, which CTC takes as its blank.", key=key)
+        return tokenizer
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, transcript: str) -> list[int]:
+        """Return the label ids of a normalised transcript."""
+        options = {"phonemizer_lang": self.phoneme_language} if self.phoneme_language else {}
+        return list(tokenizer(transcript, **options).input_ids)
+
+
+def unknown_characters(tokenizer: PreTrainedTokenizerBase, transcripts: Iterable[str]) -> dict[str, int]:
+    """Return the characters that a tokenizer lacks with how often they occur, most frequent first."""
+    counts = Counter(character for transcript in transcripts for character in transcript if character != " ")
+    unknown = {c: n for c, n in counts.items() if tokenizer.unk_token_id in tokenizer(c).input_ids}
+    return dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0])))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asr import audio
+from asr import audio, features
 from asr.sources import Utterance
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ class UtteranceDataset:
     def __getitem__(self, number: int) -> Row:
         utterance = self.utterances[number]
         waveform = audio.read(utterance.audio, self.feature_extractor.sampling_rate)
-        features = self.feature_extractor(
-            waveform, sampling_rate=self.feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
-        )
-        inputs = features[self.feature_extractor.model_input_names[0]][0]
-        return Row(number, inputs[features["attention_mask"][0].bool()], self.labels[number], utterance.seconds or 0.0)
+        return Row(number, features.extract(self.feature_extractor, waveform), self.labels[number], utterance.seconds or 0.0)
 
 
 @dataclass(frozen=True)

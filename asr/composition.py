@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, List, Optional
@@ -16,6 +16,7 @@ from typing import Any, List, Optional
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -72,18 +73,52 @@ class SchemaSource(ConfigSource):
 Plugins.instance().register(SchemaSource)
 
 
-def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config") -> DictConfig:
-    """Return the composed configuration without Hydra's own node; raise ConfigError when it can't be composed."""
+def compose(
+    overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False
+) -> DictConfig:
+    """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
     try:
         with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-            return hydra_compose(config_name, overrides=list(overrides))
+            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ConfigError) as error:
         raise explain(error, overrides, conf) from error
 
 
-def to_container(composed: DictConfig) -> dict[str, Any]:
-    """Return the configuration resolved, as plain containers; raise ConfigError for a dangling interpolation."""
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command line asks of Hydra: `action` is run, multirun, show (--cfg, --help) or other; one override list a job."""
+
+    action: str
+    jobs: Sequence[Sequence[str]]
+    config_name: str
+
+
+def read_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Parse Hydra's own flags and overrides; raise ConfigError for overrides that can't be parsed."""
+    options = get_args_parser().parse_args(list(arguments))
+    overrides = list(options.overrides)
+    if options.config_dir:
+        overrides.append(f"hydra.searchpath=[schema://,file://{Path(options.config_dir).resolve()}]")
+    name = options.config_name or "config"
+    if options.hydra_help or options.info or options.shell_completion:
+        return CommandLine("other", [], name)
+    if options.help or options.cfg:
+        return CommandLine("show", [overrides], name)
+    if not (options.multirun or "hydra.mode=MULTIRUN" in overrides):
+        return CommandLine("run", [overrides], name)
     try:
+        return CommandLine("multirun", sweep_variants(overrides), name)
+    except HydraException as error:
+        raise explain(error, overrides, CONF) from error
+
+
+def to_container(composed: DictConfig) -> dict[str, Any]:
+    """Return the configuration resolved, as plain containers without Hydra's node.
+
+    Raises ConfigError for a value that is missing or an interpolation that leads nowhere.
+    """
+    try:
+        composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise explain(error, (), CONF) from error

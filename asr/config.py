@@ -98,6 +98,10 @@ class Config:
 
 def check_root(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a root value out of range (seed, stages, names)."""
+    known = [f.name for f in fields(Config)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"there is no such key.{did_you_mean(key, dotted_keys(config))}", key=key)
     stages = config["stages"]
     if not stages:
         raise ConfigError(f"is empty; choose from {', '.join(STAGES)}.", key="stages")

@@ -36,6 +36,14 @@ class DataError(AsrError):
     exit_code = 3
 
 
+class JobFailed(AsrError):
+    """A sweep's job ended badly; it has said why itself."""
+
+    def __init__(self, run_dir: object, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"the job in {run_dir} ended with exit code {exit_code}")
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the nearest of `candidates`, or an empty string.
 

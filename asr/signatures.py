@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,31 +34,41 @@ class Parameter:
 
 
 @lru_cache
-def _module(name: str) -> tuple[Path, ast.Module] | None:
-    """Return the file and syntax tree of a module, importing neither it nor its parent packages."""
-    top, *rest = name.split(".")
+def _source(module: str) -> str:
+    """Return a module's source, importing neither it nor its parent packages; empty when it isn't installed."""
+    top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for root in (spec.submodule_search_locations or []) if spec else []:
         for path in (Path(root, *rest).with_suffix(".py"), Path(root, *rest, "__init__.py")):
             if path.is_file():
-                return path, ast.parse(path.read_text(encoding="utf-8"))
-    return None
+                return path.read_text(encoding="utf-8")
+    return ""
 
 
-def _class(module: str, name: str) -> ast.ClassDef | None:
-    found = _module(module)
-    if found is None:
+def _class(module: str, name: str, *, until: str = "") -> ast.ClassDef | None:
+    """Return the syntax tree of one class, up to the first line that starts with `until`.
+
+    Only that part is parsed: the fields of TrainingArguments are a third of their file.
+    """
+    source = _source(module)
+    begin = re.search(rf"^class {re.escape(name)}\b", source, re.MULTILINE)
+    if begin is None:
         return None
-    return next((n for n in found[1].body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    block = source[begin.start() :]
+    after = re.search(r"\n(?=[A-Za-z@_])", block)
+    block = block[: after.start()] if after else block
+    cut = block.find(f"\n{until}") if until else -1
+    node = ast.parse(block[:cut] if cut >= 0 else block).body[0]
+    return node if isinstance(node, ast.ClassDef) else None
 
 
 def _imported_from(module: str, name: str) -> str | None:
-    """Return the module that `module` imports `name` from."""
-    found = _module(module)
-    for node in ast.walk(found[1]) if found else []:
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
-            package = module.split(".")[: -node.level] if node.level else []
-            return ".".join([*package, *([node.module] if node.module else [])])
+    """Return the module that `module` imports `name` from at its top level."""
+    for found in re.finditer(r"^from (\.*)([\w.]*) import (\([^)]*\)|[^\n]+)", _source(module), re.MULTILINE):
+        dots, origin, names = found.groups()
+        if re.search(rf"\b{re.escape(name)}\b", names):
+            package = module.split(".")[: -len(dots)] if dots else []
+            return ".".join([*package, *([origin] if origin else [])])
     return None
 
 
@@ -67,7 +78,7 @@ def enum_values(module: str, name: str) -> tuple[str, ...]:
     node = _class(module, name)
     if node is None:
         origin = _imported_from(module, name)
-        return enum_values(origin, name) if origin and origin != module and _module(origin) else ()
+        return enum_values(origin, name) if origin and origin != module else ()
     if not any(ast.unparse(base).endswith("Enum") for base in node.bases):
         return ()
     values = (n.value for n in node.body if isinstance(n, ast.Assign))
@@ -79,15 +90,14 @@ def dataclass_fields(module: str, name: str) -> dict[str, Parameter]:
 
     Empty when the module isn't installed.
     """
-    node = _class(module, name)
+    node = _class(module, name, until="    def ")
     if node is None:
         return {}
     fields: dict[str, Parameter] = {}
     for base in node.bases:
         base_name = ast.unparse(base)
-        origin = module if _class(module, base_name) else _imported_from(module, base_name)
-        if origin:
-            fields |= dataclass_fields(_definition_of(origin, base_name), base_name)
+        origin = _imported_from(module, base_name)
+        fields |= dataclass_fields(_definition_of(origin, base_name) if origin else module, base_name)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if item.target.id.startswith("_") or "init=False" in ast.unparse(item.value or item.target):
@@ -99,8 +109,6 @@ def dataclass_fields(module: str, name: str) -> dict[str, Parameter]:
 
 def _definition_of(module: str, name: str) -> str:
     """Follow a lazy package such as `transformers` to the module that defines `name`."""
-    if _class(module, name):
-        return module
     return _imported_from(module, name) or module
 
 
@@ -115,18 +123,12 @@ def constructor_parameters(module: str, name: str) -> tuple[str, ...]:
 
 
 def string_dict(module: str, name: str) -> dict[str, str]:
-    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` or dict of strings."""
-    found = _module(module)
-    for node in found[1].body if found else []:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-            pairs = (n for n in ast.walk(node) if isinstance(n, ast.Tuple) and len(n.elts) == 2)
-            return {
-                a.value: b.value
-                for a, b in (pair.elts for pair in pairs)
-                if isinstance(a, ast.Constant) and isinstance(b, ast.Constant)
-            }
-    return {}
+    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` of strings."""
+    begin = re.search(rf"^{re.escape(name)}\b[^=\n]*=", _source(module), re.MULTILINE)
+    if begin is None:
+        return {}
+    block = _source(module)[begin.end() :]
+    return dict(re.findall(r'\(\s*"([^"]+)",\s*"([^"]+)"\s*,?\s*\)', block[: block.find("\n)")]))
 
 
 def _union_members(node: ast.expr) -> list[ast.expr]:

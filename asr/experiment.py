@@ -1,0 +1,275 @@
+"""The story of a run: prepare, train, evaluate, report.
+
+In: a checked configuration. Out: a run directory. The parent prepares the manifest and the vocabulary and
+writes them down; the worker, this process or a child of it, reads them and never preprocesses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asr import config, ctc, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
+from asr.collate import CTCCollator, UtteranceDataset
+from asr.errors import AsrError, ConfigError
+from asr.runs import Run
+from asr.sources import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The objects that a configuration describes. All are light: nothing is loaded until a stage needs it."""
+
+    experiment_name: str
+    experiment_version: str
+    seed: int
+    stages: Sequence[str]
+    dataset: Source
+    text: text.TextRules
+    vocabulary: vocabulary.Vocabulary
+    model: ctc.CTCModel
+    gaudi_config: gaudi.GaudiConfig
+    trainer: trainer.CTCTraining
+    topology: topology.Topology
+
+    @classmethod
+    def of(cls, composed: Mapping[str, Any]) -> Pipeline:
+        """Build and check everything that can be checked without data, network or torch; raise ConfigError."""
+        pipeline = cls(**config.instantiate(composed))
+        if "train" not in pipeline.stages and "evaluate" in pipeline.stages and pipeline.model.name_or_path is None:
+            raise ConfigError(
+                f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
+                key="model.name_or_path",
+            )
+        return pipeline
+
+    def check_reachable(self) -> None:
+        """Check what the configuration names outside itself; raise ConfigError."""
+        try:
+            self.model.check_reachable()
+        except ConfigError as error:
+            raise error.under("model") from error
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The splits that are read, by their role: a vocabulary is built from both."""
+        wanted = {"eval": self.dataset.eval_split}
+        return {"train": self.dataset.train_split} | wanted if {"train", "prepare"} & set(self.stages) else wanted
+
+    @property
+    def builds_vocabulary(self) -> bool:
+        """Whether the tokenizer is made from transcripts, rather than given or the model's own."""
+        if self.vocabulary.rebuild:
+            return True
+        return self.vocabulary.tokenizer_name_or_path is None and not self.model.has_own_tokenizer()
+
+    def tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of this run."""
+        if self.builds_vocabulary:
+            built = json.loads((run_dir / vocabulary.VOCABULARY_FILE).read_text(encoding="utf-8"))
+            return self.vocabulary.tokenizer_from(built, run_dir)
+        if self.vocabulary.tokenizer_name_or_path is not None:
+            return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path")
+        log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
+        return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
+
+
+def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run]:
+    """Run an experiment in `run_dir` and return its exit code and run; a sweep's job works in a child process."""
+    pipeline = Pipeline.of(composed)
+    run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
+    runs.configure_logging(run.path)
+    works = bool({"train", "evaluate"} & set(pipeline.stages))
+
+    def story() -> int:
+        prepare(pipeline, run)
+        if works and in_child:
+            return pipeline.topology.run_in_child(run.path)
+        if works:
+            pipeline.topology.apply_environment()
+            work(run)
+        return 0
+
+    code = guarded(run, story)
+    return code, run
+
+
+def guarded(run: Run, story: Callable[[], int]) -> int:
+    """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code, error = story(), None
+        if not run.path.exists():
+            return code  # a child has discarded it
+        run.record = Run.load(run.path).record  # a child has written what it found out
+        if run.record["status"] != "running":
+            return code  # and its own end
+        error = f"the worker ended with exit code {code}" if code else None
+    except ConfigError as mistake:
+        log.error("error: %s", mistake)
+        run.discard()  # the models and metrics it names are loaded before training: exit code 2 leaves nothing behind
+        return mistake.exit_code
+    except AsrError as mistake:
+        log.error("error: %s", mistake)
+        code, error = mistake.exit_code, str(mistake)
+    except KeyboardInterrupt:
+        log.error("interrupted; what is in %s stays", run.path)
+        code, error = 130, "interrupted (Ctrl-C)"
+    except Terminated:
+        log.error("terminated by SIGTERM; what is in %s stays", run.path)
+        code, error = 128 + signal.SIGTERM, "terminated (SIGTERM)"
+    except Exception as unexpected:
+        log.error("unexpected failure; please report it with %s\n%s", run.path / "run.log", traceback.format_exc())
+        code, error = 1, f"{type(unexpected).__name__}: {unexpected}"
+    run.finish(code, error)
+    return code
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No Exception, so that nothing on its way up swallows it."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def prepare(pipeline: Pipeline, run: Run) -> None:
+    """Write the manifests and, where it is built, the vocabulary; record what data there is."""
+    source, rules = pipeline.dataset, pipeline.text
+    limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
+    tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
+    for role, table in tables.items():
+        table.save(_manifest_path(run, role))
+        log.info("%s (%s): %d utterances, %.2f h; %d left out", role, table.split, len(table.utterances), table.hours, len(table.left_out))
+    described = {
+        table.split: {"role": role, "utterances": len(table.utterances), "hours": round(table.hours, 4), "left_out": len(table.left_out)}
+        for role, table in tables.items()
+    }
+    run.save(
+        dataset={"name": source.name, "fingerprint": source.fingerprint(), "splits": described},
+        text={"rules": asdict(rules), "scoring": "references and hypotheses are normalised by these rules"},
+    )
+    transcripts = [rules(u.text) for table in tables.values() for u in table.utterances]
+    if pipeline.builds_vocabulary:
+        built = pipeline.vocabulary.build(transcripts)
+        runs.write_json(run.path / vocabulary.VOCABULARY_FILE, built)
+        run.save(vocabulary={"built_from": sorted(tables), "size": len(built)})
+    elif pipeline.stages == ["prepare"]:
+        _report_unknown(pipeline.tokenizer(run.path), transcripts, run)
+
+
+def work(run: Run) -> None:
+    """Train and evaluate a prepared run: the worker's part."""
+    import transformers
+
+    pipeline = Pipeline.of(run.config)
+    transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.disable_default_handler()
+    transformers.set_seed(pipeline.seed)
+    gaudi.optimum_habana()  # before any model class is imported: on a Gaudi it replaces some
+    tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
+    references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
+    tokenizer = pipeline.tokenizer(run.path)
+    if not pipeline.builds_vocabulary:
+        _report_unknown(tokenizer, [r for rows in references.values() for r in rows], run)
+    model = pipeline.model.load(tokenizer, new_head=pipeline.builds_vocabulary)
+    processor = pipeline.model.processor(tokenizer)
+    extractor = processor.feature_extractor
+    datasets = {
+        role: UtteranceDataset(table.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], extractor)
+        for role, table in tables.items()
+    }
+    if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
+        references["eval"] = tokenizer.batch_decode(datasets["eval"].labels, group_tokens=False)
+    scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
+    speech_trainer = pipeline.trainer.build(
+        model=model,
+        processor=processor,
+        data_collator=CTCCollator.for_extractor(extractor),
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets["eval"],
+        compute_metrics=scorer,
+        gaudi_config=pipeline.gaudi_config,
+        topology=pipeline.topology,
+        seed=pipeline.seed,
+        run_dir=run.path,
+    )
+    run.save(
+        trainer_class=trainer.class_path(speech_trainer),
+        parameters=ctc.trained_parameters(model),
+        trust_remote_code=pipeline.model.trust_remote_code,
+    )
+    log.info("trainer: %s on %s", run.record["trainer_class"], speech_trainer.args.device)
+    measured: dict[str, Any] = {}
+    if "train" in pipeline.stages:
+        measured |= train(speech_trainer, run)
+    if "evaluate" in pipeline.stages:
+        measured |= evaluate(speech_trainer)
+        run.write_predictions(scorer.predictions)
+    run.write_metrics(measured)
+
+
+def train(speech_trainer: Any, run: Run) -> dict[str, Any]:
+    """Train, save the model where a pipeline can load it, and return what was measured."""
+    measured = dict(speech_trainer.train().metrics)
+    folder = run.path / "model"
+    speech_trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    return measured | _forwarded(speech_trainer, "train", measured["train_runtime"])
+
+
+def evaluate(speech_trainer: Any) -> dict[str, Any]:
+    """Evaluate once over the whole split and return what was measured."""
+    speech_trainer.forwarded["eval"] = trainer.Forwarded()  # evaluations during training had their own
+    measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
+    return measured | _forwarded(speech_trainer, "eval", measured["eval_runtime"])
+
+
+def _forwarded(speech_trainer: Any, phase: str, runtime_seconds: float) -> dict[str, Any]:
+    seen = speech_trainer.forwarded[phase]
+    efficiency = {f"{phase}_padding_efficiency": seen.padding_efficiency}
+    if phase == "train" or not speech_trainer.forwarded["train"].shapes:
+        efficiency["padding_efficiency"] = seen.padding_efficiency
+    speed = {f"{phase}_audio_seconds_per_second": seen.audio_seconds / runtime_seconds}
+    return {f"num_{phase}_shapes": len(seen.shapes), **efficiency, **speed}
+
+
+def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:
+    """Say which characters of the transcripts a given tokenizer can't spell, with counts; record them."""
+    unknown = vocabulary.unknown_characters(tokenizer, transcripts)
+    if unknown:
+        listed = ", ".join(f"{c!r} {n} times" for c, n in unknown.items())
+        log.warning("the tokenizer lacks %d characters of the transcripts: %s; see text.case and text.remove", len(unknown), listed)
+    run.save(vocabulary={"given": True, "size": len(tokenizer), "unknown_characters": unknown})
+
+
+def _manifest_path(run: Run, role: str) -> Path:
+    return run.path / "manifest" / f"{role}.jsonl"
+
+
+def main() -> int:
+    """Work on a prepared run directory: what a child process runs."""
+    run = Run.load(Path(sys.argv[1]))
+    runs.configure_logging(run.path)
+
+    def story() -> int:
+        work(run)
+        return 0
+
+    return guarded(run, story)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The only door to optimum.habana and habana_frameworks.
+
+In: a configuration. Out: the real GaudiTrainer, its arguments and its GaudiConfig, on a Gaudi host or any other.
+On a host with habana_frameworks nothing is supplied and nothing is patched. Where it is absent, three things
+that optimum-habana 1.21.2 asks of it are answered, so that the same classes train on CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, List, Optional
+
+from asr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+log = logging.getLogger(__name__)
+
+ARGUMENTS_CLASS = ("optimum.habana.transformers.training_args", "GaudiTrainingArguments")
+_VALIDATED_VERSION = "1.24.0"  # CURRENTLY_VALIDATED_SYNAPSE_VERSION of optimum-habana 1.21.2 (utils/misc.py)
+_VERSION_QUESTION = "pip list | grep habana-torch-plugin"
+
+
+@dataclass(kw_only=True)
+class GaudiConfig:
+    """Fields of optimum-habana's GaudiConfig; they act on an HPU only. Null leaves the library's own lists of ops."""
+
+    use_fused_adam: bool = False
+    """FusedAdamW instead of torch's AdamW (its eps stands outside the bias correction)."""
+    use_fused_clip_norm: bool = False
+    use_torch_autocast: bool = False
+    """bf16 mixed precision although trainer.args.bf16 is not set."""
+    use_dynamic_shapes: bool = False
+    autocast_bf16_ops: Optional[List[str]] = None
+    autocast_fp32_ops: Optional[List[str]] = None
+
+    def build(self) -> Any:
+        """Return optimum.habana.GaudiConfig with these values."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        return optimum_habana().GaudiConfig(**given)
+
+
+def habana_is_installed() -> bool:
+    """Say whether this host has habana_frameworks (a rehearsal's stand-in counts)."""
+    return find_spec("habana_frameworks") is not None
+
+
+@lru_cache
+def optimum_habana() -> ModuleType:
+    """Import optimum.habana, answering what it asks of an absent habana_frameworks; raise ConfigError without it."""
+    if find_spec("optimum") is None or find_spec("transformers") is None:
+        raise ConfigError("optimum-habana is not installed: pip install 'asr-gaudi[gaudi]' (or `make setup`).", key="trainer")
+    if habana_is_installed():
+        import optimum.habana
+
+        return optimum.habana
+    with _version_answered():
+        import optimum.habana
+        from optimum.habana.transformers import trainer, training_args
+        from optimum.habana.utils import misc
+    from packaging.version import parse
+
+    # asked again only by torch_compile (training_args.py:662)
+    misc.get_habana_frameworks_version = training_args.get_habana_frameworks_version = lambda: parse(_VALIDATED_VERSION)
+    # every log line adds the HPU's memory (trainer.py:1650); there is none to report
+    trainer.get_hpu_memory_stats = lambda device=None: {}
+    log.info(
+        "habana_frameworks is absent: GaudiTrainer runs on CPU with its plugin version (%s) and empty HPU memory "
+        "statistics supplied by asr.gaudi",
+        _VALIDATED_VERSION,
+    )
+    return optimum.habana
+
+
+@contextlib.contextmanager
+def _version_answered() -> Iterator[None]:
+    """Answer the shell command by which optimum-habana finds its plugin's version (misc.py:236), and hush its hl-smi warning."""
+    run = subprocess.run
+
+    def answer(command: Any, *args: Any, **options: Any) -> Any:
+        if command == _VERSION_QUESTION:
+            return subprocess.CompletedProcess(command, 0, stdout=f"habana-torch-plugin {_VALIDATED_VERSION}\n", stderr="")
+        return run(command, *args, **options)
+
+    disabled = logging.root.manager.disable
+    subprocess.run = answer  # type: ignore[assignment]
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        subprocess.run = run
+        logging.disable(disabled)
+
+
+def trainer_class() -> type:
+    """Return the real GaudiTrainer."""
+    return optimum_habana().GaudiTrainer  # type: ignore[no-any-return]
+
+
+def training_arguments(**arguments: Any) -> Any:
+    """Return GaudiTrainingArguments; raise ConfigError for a combination that it refuses."""
+    try:
+        return optimum_habana().GaudiTrainingArguments(**arguments)
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
+        raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+
+
+def divides_by_accumulation(args: Any) -> bool:
+    """Say whether GaudiTrainer divides the loss by the accumulation steps itself.
+
+    optimum-habana 1.21.2 does so only with pipelining_fwd_bwd in lazy mode (trainer.py:1751-1757: the
+    division slipped into that branch); otherwise gradients of accumulated batches would add up.
+    """
+    return bool(args.use_lazy_mode and args.pipelining_fwd_bwd)

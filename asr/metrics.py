@@ -1,0 +1,99 @@
+"""Word, character and match error rates, and every utterance's own errors.
+
+In: token ids of an evaluation and the references. Out: corpus rates through evaluate modules that load
+offline (their work is jiwer's), and the lines of predictions.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asr.errors import ConfigError, did_you_mean
+from asr.sources import Utterance
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+MODULES = Path(__file__).resolve().parent / "evaluate_modules"
+BUILT_IN = tuple(sorted(path.stem for path in MODULES.glob("*.py")))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError for a metric that is neither ours nor a path or hub name of an evaluate module."""
+    for name in names:
+        if name not in BUILT_IN and "/" not in str(name):
+            known = ", ".join(BUILT_IN)
+            raise ConfigError(
+                f"{name!r} is not one of {known}, nor a path or hub name with a slash.{did_you_mean(str(name), BUILT_IN)}",
+                key="eval_metrics",
+            )
+
+
+def load(name: str) -> Callable[..., dict[str, Any]]:
+    """Return `compute(predictions=..., references=...)` of a metric by name, path or hub name."""
+    import evaluate
+
+    try:
+        module = evaluate.load(str(MODULES / f"{name}.py") if name in BUILT_IN else name, keep_in_memory=True)
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the evaluate module {name!r} can't be loaded: {reason}", key="trainer.eval_metrics") from error
+    return module.compute
+
+
+def word_errors(reference: str, hypothesis: str) -> int:
+    """Return substitutions, deletions and insertions of words together.
+
+    >>> word_errors("one two", "one three four")
+    2
+    """
+    import jiwer
+
+    counted = jiwer.process_words(reference, hypothesis)
+    return counted.substitutions + counted.deletions + counted.insertions
+
+
+@dataclass
+class Scorer:
+    """Trainer's `compute_metrics`: decodes, normalises both sides alike, scores, and keeps the predictions.
+
+    `predictions` of the evaluation are token ids [utterances, frames]; its `label_ids` are row numbers in the
+    manifest, so that references come from the transcripts and not from what the tokenizer could spell of them.
+    """
+
+    utterances: Sequence[Utterance]
+    references: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase
+    normalise: Callable[[str], str]
+    metric_names: Sequence[str] = ("wer", "cer")
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._metrics = {name: load(name) for name in self.metric_names}
+
+    def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
+        tokens, rows = evaluated.predictions, evaluated.label_ids
+        tokens = tokens.copy()
+        tokens[tokens < 0] = self.tokenizer.pad_token_id  # what the evaluation loop pads with
+        hypotheses = dict(zip(rows.tolist(), map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True))
+        order = sorted(hypotheses)
+        said, heard = [self.references[i] for i in order], [hypotheses[i] for i in order]
+        self.predictions = [self._line(i, hypotheses[i]) for i in order]
+        scores: dict[str, float] = {}
+        for name, compute in self._metrics.items():
+            result = compute(predictions=heard, references=said)
+            scores |= result if isinstance(result, dict) else {name: result}
+        return scores
+
+    def _line(self, row: int, hypothesis: str) -> dict[str, Any]:
+        utterance, reference = self.utterances[row], self.references[row]
+        return {
+            "id": utterance.id,
+            "reference": reference,
+            "hypothesis": hypothesis,
+            "seconds": round(utterance.seconds or 0.0, 3),
+            "errors": word_errors(reference, hypothesis),
+        }

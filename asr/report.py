@@ -1,0 +1,67 @@
+"""Results as people like to see them in a terminal: one run's summary, and a list of runs.
+
+In: run directories. Out: rich tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from asr.runs import RUN_FILE, Run
+
+
+def summary(run: Run) -> Table:
+    """Return the table that ends a run: error rates, losses, speed, hours of audio, and where it lies."""
+    record, metrics = run.record, run.metrics
+    table = Table(title=f"{record['experiment']} {record['version']}: {record['status']}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for key in sorted(k for k in metrics if k in ("eval_wer", "eval_cer", "eval_mer")):
+        table.add_row(key.removeprefix("eval_").upper(), _percent(metrics[key]))
+    losses = [f"{metrics[f'{k}_loss']:.4f} ({name})" for k, name in (("eval", "evaluation"), ("train", "training")) if _known(metrics, f"{k}_loss")]
+    table.add_row("loss", ", ".join(losses) or "-")
+    speeds = [
+        f"{metrics[f'{k}_audio_seconds_per_second']:.0f} s of audio a second ({name})"
+        for k, name in (("train", "training"), ("eval", "evaluation"))
+        if _known(metrics, f"{k}_audio_seconds_per_second")
+    ]
+    table.add_row("speed", ", ".join(speeds) or "-")
+    splits = record.get("dataset", {}).get("splits", {})
+    table.add_row("audio", ", ".join(f"{s['hours']:.2f} h in {s['utterances']} utterances ({name})" for name, s in splits.items()) or "-")
+    times = [f"{metrics[k]:.0f} s {name}" for k, name in (("train_runtime", "training"), ("eval_runtime", "evaluation")) if _known(metrics, k)]
+    table.add_row("time", ", ".join(times) or "-")
+    if _known(metrics, "padding_efficiency"):
+        table.add_row("batches", f"{_percent(metrics['padding_efficiency'])} of the input is audio, the rest padding")
+    if record.get("error"):
+        table.add_row("error", str(record["error"]))
+    table.add_row("run", str(run.path))
+    return table
+
+
+def runs_under(folder: Path) -> list[Run]:
+    """Return every run below a folder, the oldest first."""
+    return sorted((Run.load(path.parent) for path in folder.rglob(RUN_FILE)), key=lambda run: str(run.record["started"]))
+
+
+def listing(runs: Iterable[Run]) -> Table:
+    """Return one line a run: when, what, how it ended, error rates, and what was overridden."""
+    table = Table("started", "experiment", "status", "WER", "CER", "overrides", "run")
+    for run in runs:
+        record, metrics = run.record, run.metrics
+        ended = record["status"] if record["exit_code"] in (0, None) else f"{record['status']} ({record['exit_code']})"
+        rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
+        name = f"{record['experiment']} {record['version']}"
+        table.add_row(record["started"][:19].replace("T", " "), name, ended, *rates, " ".join(record["overrides"]), str(run.path))
+    return table
+
+
+def _known(metrics: dict[str, Any], key: str) -> bool:
+    return metrics.get(key) is not None
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"

@@ -1,0 +1,213 @@
+"""The run directory: what was run, with what, and how it ended.
+
+In: a configuration and facts of a run as they become known. Out: config.yaml, run.json, metrics.json,
+predictions.jsonl and run.log, each written so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import logging.config
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml", "metrics.json", "predictions.jsonl"
+PACKAGES = (
+    "torch transformers optimum-habana habana-torch-plugin accelerate datasets evaluate jiwer hydra-core omegaconf "
+    "numpy soundfile soxr tokenizers espeakng-loader"
+).split()
+CODE = Path(__file__).resolve().parent.parent
+
+
+class Run:
+    """One run's directory. `record` is the content of run.json."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], *, command: Sequence[str], overrides: Sequence[str]) -> Run:
+        """Claim `path` for a new run and write config.yaml and run.json; raise ConfigError when it holds one already."""
+        path.mkdir(parents=True, exist_ok=True)
+        record = {
+            "schema": SCHEMA,
+            "experiment": config["experiment_name"],
+            "version": config["experiment_version"],
+            "config_sha256": config_sha256(config),
+            "status": "running",
+            "exit_code": None,
+            "started": _now(),
+            "finished": None,
+            "command": list(command),
+            "overrides": list(overrides),
+            "git": git_state(),
+            "packages": package_versions(),
+            "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
+            "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
+        }
+        try:
+            (path / RUN_FILE).open("x").close()  # the one who creates it owns the directory
+        except FileExistsError as error:
+            raise taken(path) from error
+        run = cls(path, record)
+        write_text(path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        run.save()
+        return run
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read a run directory; raise ConfigError when it is none."""
+        try:
+            return cls(path, json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} is not a run directory ({RUN_FILE} can't be read: {error}).") from error
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return dict(yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8")))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json; empty while there is none."""
+        path = self.path / METRICS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def save(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        self.record |= facts
+        write_json(self.path / RUN_FILE, self.record)
+
+    def finish(self, exit_code: int, error: str | None = None) -> None:
+        """Record how the run ended: finished with exit code 0, else failed."""
+        status = "finished" if exit_code == 0 else "failed"
+        self.save(status=status, exit_code=exit_code, finished=_now(), **({"error": error} if error else {}))
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json, flat; a value that is NaN or infinite becomes null, with a warning."""
+        bad = [key for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+        if bad:
+            log.warning("not finite, written as null: %s", ", ".join(f"{key}={metrics[key]}" for key in bad))
+        write_json(self.path / METRICS_FILE, {key: None if key in bad else value for key, value in metrics.items()})
+
+    def write_predictions(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write predictions.jsonl, one utterance a line."""
+        write_text(self.path / PREDICTIONS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def discard(self) -> None:
+        """Remove a run that a wrong configuration stopped before it did anything, and its folder if that is empty then."""
+        logging.shutdown()
+        shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            return  # other runs lie there
+
+
+def taken(path: Path) -> ConfigError:
+    return ConfigError(f"{path} already holds a run; choose another.", key="hydra.run.dir")
+
+
+def check_can_hold_run(path: Path) -> None:
+    """Raise ConfigError when a run can't be written at `path`; leaves nothing there."""
+    if (path / RUN_FILE).exists():
+        raise taken(path)
+    made: list[Path] = []
+    try:
+        for folder in reversed([path, *path.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written ({error.strerror}); choose another.", key="hydra.run.dir") from error
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Return the hash of a resolved configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return commit and dirtiness of the code; None outside a git checkout."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(CODE), *words], capture_output=True, text=True, check=False, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))} if commit else None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide a result, and Python's."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def configure_logging(run_dir: Path) -> None:
+    """Send log lines to stderr and, with more detail, to run.log; third-party libraries from warnings up."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "short": {"format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"},
+                "long": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+            },
+            "handlers": {
+                "console": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stderr"},
+                "file": {"class": "logging.FileHandler", "formatter": "long", "filename": str(run_dir / "run.log"), "encoding": "utf-8"},
+            },
+            "loggers": {"asr": {"level": "INFO"}},
+            "root": {"level": "WARNING", "handlers": ["console", "file"]},
+        }
+    )
+    logging.captureWarnings(True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there, so that a reader sees the old one or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

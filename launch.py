@@ -1,0 +1,67 @@
+"""Compose -> typed config -> checks -> run record -> workers. `python launch.py --help` explains the configuration."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from asr import composition, experiment, runs
+from asr.errors import AsrError, JobFailed
+
+
+@hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
+def run(composed: DictConfig) -> float | None:
+    """Hydra's task: run one experiment; returns the metric that a sweep optimises."""
+    settings = HydraConfig.get()
+    sweeps = settings.mode == RunMode.MULTIRUN
+    overrides = list(settings.overrides.task)
+    container = composition.to_container(composed)
+    code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
+    if code == 0:
+        from rich import print as show
+
+        from asr.report import summary
+
+        show(summary(done))
+    elif sweeps:
+        raise JobFailed(done.path, code)  # Hydra goes on with the other jobs and raises it at the end
+    else:
+        sys.exit(code)
+    return done.metrics.get("eval_wer")
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
+    asked = composition.read_command_line(arguments)
+    for overrides in asked.jobs:
+        composed = composition.compose(overrides, config_name=asked.config_name, with_hydra=True)
+        pipeline = experiment.Pipeline.of(composition.to_container(composed))
+        if asked.action in ("run", "multirun"):
+            pipeline.check_reachable()
+            runs.check_can_hold_run(Path(OmegaConf.select(composed, f"hydra.{'sweep' if asked.action == 'multirun' else 'run'}.dir")))
+
+
+def main() -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of ending Hydra with exit code 1
+    try:
+        check(sys.argv[1:])
+        run()
+    except AsrError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return mistake.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -149,7 +149,7 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
             return cause
     for cause in chained:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            return _unknown_choice(cause)
+            return _unknown_choice(cause, conf)
     for cause in chained:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _wrong_value(cause, overrides, conf)
@@ -165,13 +165,16 @@ def _causes(error: BaseException | None) -> Any:
         error = error.__cause__ or error.__context__
 
 
-def _unknown_choice(error: MissingConfigException) -> ConfigError:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    options = list(error.options or [])
-    if not group:
-        return ConfigError(" ".join(str(error).split()))
-    listed = f" It has {', '.join(options)}." if options else ""
-    return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)}{listed}", key=group)
+def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
+    missing = str(error.missing_cfg_file)
+    listed = re.search(r"Available options in '([^']+)'", str(error))
+    if listed is None:
+        return ConfigError(f"there is no conf/{missing}.yaml.", key=missing.rpartition("/")[0])
+    group = listed.group(1)
+    name = missing.removeprefix(f"{group}/")
+    files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
+    options = sorted({*(error.options or []), *map(str, files)})
+    return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
 
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: Path) -> ConfigError:

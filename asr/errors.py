@@ -50,9 +50,9 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     A key is also found by its last part alone, so that `learning_rate` leads to
     `trainer.args.learning_rate`.
     """
-    names = list(candidates)
+    names = [name for name in candidates if name != word]
     leaf = word.rpartition(".")[2]
-    near = [name for name in names if name.rpartition(".")[2] == leaf and name != word]
+    near = [name for name in names if name.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     near = near or [
         name

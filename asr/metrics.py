@@ -32,8 +32,8 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def load(name: str) -> Callable[..., dict[str, Any]]:
-    """Return `compute(predictions=..., references=...)` of a metric by name, path or hub name."""
+def load(name: str) -> Callable[..., Any]:
+    """return `compute(predictions=..., references=...)` of a metric by name, path or hub name; it gives a float or a dict."""
     import evaluate
 
     try:
@@ -60,8 +60,9 @@ def word_errors(reference: str, hypothesis: str) -> int:
 class Scorer:
     """Trainer's `compute_metrics`: decodes, normalises both sides alike, scores, and keeps the predictions.
 
-    `predictions` of the evaluation are token ids [utterances, frames]; its `label_ids` are row numbers in the
-    manifest, so that references come from the transcripts and not from what the tokenizer could spell of them.
+    `predictions` of the evaluation are losses [utterances] and token ids [utterances, frames]; its `label_ids` are
+    row numbers in the manifest, so that references come from the transcripts and not from what the tokenizer
+    could spell of them.
     """
 
     utterances: Sequence[Utterance]
@@ -75,14 +76,15 @@ class Scorer:
         self._metrics = {name: load(name) for name in self.metric_names}
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
-        tokens, rows = evaluated.predictions, evaluated.label_ids
-        tokens = tokens.copy()
+        (losses, tokens), rows = evaluated.predictions, evaluated.label_ids.tolist()
+        tokens = tokens.astype(int)
         tokens[tokens < 0] = self.tokenizer.pad_token_id  # what the evaluation loop pads with
-        hypotheses = dict(zip(rows.tolist(), map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True))
+        hypotheses = dict(zip(rows, map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True))
+        loss = dict(zip(rows, losses.tolist(), strict=True))  # a row that comes twice counts once
         order = sorted(hypotheses)
         said, heard = [self.references[i] for i in order], [hypotheses[i] for i in order]
         self.predictions = [self._line(i, hypotheses[i]) for i in order]
-        scores: dict[str, float] = {}
+        scores = {"loss": sum(loss.values()) / len(loss)}
         for name, compute in self._metrics.items():
             result = compute(predictions=heard, references=said)
             scores |= result if isinstance(result, dict) else {name: result}

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "resume_from_checkpoint": "a run trains from its start",
     "hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
     "push_to_hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
+    "prediction_loss_only": "trainer.eval_metrics says what is scored",
     "remove_unused_columns": "batches hold what the model takes and nothing else",
     "overwrite_output_dir": "a run never overwrites another",
 }
@@ -113,7 +114,8 @@ class CTCTraining:
             "output_dir": str(run_dir / "checkpoints"),
             "logging_dir": str(run_dir / "tensorboard"),
             "seed": seed,
-            "remove_unused_columns": False,
+            "prediction_loss_only": "trainer.eval_metrics says what is scored",
+    "remove_unused_columns": False,
         }
         args = gaudi.training_arguments(**{**ours, **self.args, **topology.training_arguments()})
         return mixed_into(gaudi.trainer_class())(
@@ -226,10 +228,11 @@ class SpeechTrainerMixin:
         return loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """Return losses [batch], tokens [batch, frames] and, in the labels' place, row numbers [batch].
+        """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
-        The evaluation loop repeats the losses batch_size times and takes the mean of all: of one loss a batch
-        that mean is wrong when batches differ in size (trainer.py:2133); of one an utterance it is exact.
+        The evaluation loop would repeat one loss batch_size times, which is wrong when batches differ in size
+        (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean.
+        Losses come first: the loop converts both to the first one's dtype.
         """
         import torch
 
@@ -238,13 +241,10 @@ class SpeechTrainerMixin:
         labels = inputs.pop("labels")
         self.forwarded["eval"].count(facts, inputs[self._input_name], labels)
         _, logits, _ = super().prediction_step(model, inputs, False, ignore_keys=ignore_keys)  # type: ignore[misc]
-        labels = labels.to(logits.device)
         frames = frame_lengths(self.model, facts.lengths)
-        losses = utterance_losses(logits, labels, frames, self.model.config)
-        if prediction_loss_only:
-            return losses, None, None
+        losses = utterance_losses(logits, labels.to(logits.device), frames, self.model.config)
         tokens = greedy_tokens(logits, frames, self.model.config.pad_token_id)
-        return losses, tokens, torch.tensor(facts.rows, device=logits.device)
+        return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 
     @property
     def _input_name(self) -> str:

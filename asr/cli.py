@@ -1,0 +1,58 @@
+"""The `asr` command: what one does with runs once they are there. Training is `python launch.py`.
+
+In: run directories. Out: tables. Built on typer; a user's mistake ends in the contract's exit codes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asr import __version__
+from asr.errors import AsrError
+from asr.runs import Run
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at runs of speech recognition experiments. To train: python launch.py --help",
+)
+
+
+@commands.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@commands.command()
+def show(run: Annotated[Path, typer.Argument(help="A run directory, such as outputs/spoken_digits_ctc/<stamp>.")]) -> None:
+    """Show one run: error rates, losses, speed, hours of audio."""
+    from rich import print as show_table
+
+    from asr.report import summary
+
+    show_table(summary(Run.load(run)))
+
+
+@commands.command(name="list")
+def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("outputs")) -> None:
+    """List the runs below a folder, the newest last."""
+    from rich import print as show_table
+
+    from asr.report import listing, runs_under
+
+    show_table(listing(runs_under(folder)))
+
+
+def app() -> None:
+    """Run the command line; a user's mistake is one line and its exit code."""
+    try:
+        commands()
+    except AsrError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(mistake.exit_code)

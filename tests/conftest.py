@@ -1,0 +1,99 @@
+"""Small real things that several tests share: a corpus of digits, a launcher, and one finished run."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONWARNINGS"] = "ignore"
+
+TINY_CORPUS = {
+    "num_train_utterances": 24,
+    "num_validation_utterances": 4,
+    "num_test_utterances": 10,
+    "num_train_speakers": 4,
+    "max_digits": 3,
+}
+TINY = [f"dataset.{key}={value}" for key, value in TINY_CORPUS.items()]
+"""Overrides that make the corpus small."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep made corpora out of the user's cache, and share them among the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("ASR_CACHE")
+    os.environ["ASR_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("ASR_CACHE") if before is None else os.environ.update(ASR_CACHE=before)
+
+
+@dataclass
+class Launched:
+    """How a `python launch.py` ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    cwd: Path
+
+    @property
+    def outputs(self) -> list[Path]:
+        return sorted((self.cwd / "outputs").rglob("*"))
+
+
+def launch_command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "launch.py"), *arguments]
+
+
+@pytest.fixture(scope="session")
+def launch(own_cache: Path) -> Callable[..., Launched]:
+    """Return a function that runs launch.py as a user does, in a directory of its own."""
+
+    def run(cwd: Path, *arguments: str, environment: dict[str, str] | None = None) -> Launched:
+        begin = time.monotonic()
+        done = subprocess.run(
+            launch_command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **(environment or {})}
+        )
+        return Launched(done.returncode, done.stdout, done.stderr, time.monotonic() - begin, cwd)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'."""
+    cwd = tmp_path_factory.mktemp("finished run")
+    return launch(cwd, *TINY, "trainer.args.max_steps=6", "seed=7", "hydra.run.dir=a run", "trainer.args.logging_steps=1")
+
+
+@pytest.fixture(scope="session")
+def run_dir(finished: Launched) -> Path:
+    assert finished.code == 0, finished.err
+    return finished.cwd / "a run"
+
+
+@pytest.fixture(scope="session")
+def digits(own_cache: Path):
+    """The small corpus of spoken digits as a source."""
+    from asr.sources.spoken_digits import SpokenDigits
+
+    source = SpokenDigits(**TINY_CORPUS)
+    list(source.utterances("train"))
+    return source
+
+
+def composed(*overrides: Sequence[str] | str) -> dict:
+    """Compose the real conf/ as launch.py does."""
+    from asr import composition
+
+    return composition.to_container(composition.compose([str(o) for o in overrides]))

@@ -1,0 +1,145 @@
+"""The real conf/: every file composes, and every mistake leads to the right key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, composed
+
+from asr import composition
+from asr.errors import ConfigError
+from asr.experiment import Pipeline
+
+CONF = ROOT / "conf"
+GROUPS = ("dataset", "model", "gaudi_config", "trainer", "topology", "experiment")
+OPTIONS = [
+    f"{group}={path.relative_to(CONF / group).with_suffix('')}"
+    for group in GROUPS
+    for path in sorted((CONF / group).rglob("*.yaml"))
+    if path.parent.name != "published"
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_into_checked_objects(option):
+    pipeline = Pipeline.of(composed(option))
+    assert pipeline.stages == ["train", "evaluate"]
+
+
+def test_the_defaults():
+    assert composed() == composed("experiment=spoken_digits_ctc") == composed("experiment=spoken_digits_ctc/v1")
+    pipeline = Pipeline.of(composed())
+    assert (pipeline.experiment_name, pipeline.experiment_version) == ("spoken_digits_ctc", "v1")
+    assert (pipeline.dataset.train_split, pipeline.dataset.eval_split) == ("train", "test")
+    assert pipeline.model.architecture["model_type"] == "wav2vec2-bert"
+
+
+def test_the_published_gaudi_values():
+    node = Pipeline.of(composed("gaudi_config=wav2vec2")).gaudi_config
+    assert (node.use_fused_adam, node.use_fused_clip_norm, node.use_torch_autocast) == (True, True, True)
+
+
+def test_conf_local_is_optional_and_wins(tmp_path):
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
+    (tmp_path / "conf" / "local" / "default.yaml").write_text("# @package _global_\nseed: 5\ntrainer:\n  args:\n    save_steps: 9\n")
+    local = composition.to_container(composition.compose(conf=tmp_path / "conf"))
+    assert (local["seed"], local["trainer"]["args"]["save_steps"]) == (5, 9)
+
+
+def test_an_argument_that_no_file_lists_needs_no_plus():
+    args = composed("trainer.args.max_steps=20", "trainer.args.adam_beta1=0.8")["trainer"]["args"]
+    assert (args["max_steps"], args["adam_beta1"]) == (20, 0.8)
+
+
+MISTAKES = [
+    ("model.layerdop=0.1", r"^model\.layerdop: there is no such key. Did you mean model\.layerdrop\?"),
+    ("learning_rate=1", r"^learning_rate: .* Did you mean trainer\.args\.learning_rate\?"),
+    ("max_steps=1", r"^max_steps: .* Did you mean trainer\.args\.max_steps\?"),
+    ("modle=wav2vec2_tiny", r"^modle: .* Did you mean model"),
+    ("+modle=1", r"^modle: .* Did you mean model"),
+    ("model.layerdrop=high", r"^model\.layerdrop: 'high' is not of type float"),
+    ("dataset.max_train_samples=1.5", r"^dataset\.max_train_samples: '1\.5' is not of type int"),
+    ("stages=7", r"^stages: "),
+    ("model=wav2vec2_tny", r"^model: there is no 'wav2vec2_tny' in conf/model. Did you mean wav2vec2_tiny\?"),
+    ("experiment=spoken_digit_ctc", r"^experiment: .* Did you mean spoken_digits_ctc\?"),
+    ("experiment=spoken_digits_ctc/v9", r"^experiment: .* Did you mean spoken_digits_ctc/v1\?"),
+    ("trainer.args.learning_rat=1", r"^trainer\.args\.learning_rat: .* Did you mean learning_rate\?"),
+    ("trainer.args.learning_rate=fast", r"^trainer\.args\.learning_rate: 'fast' is not of type float"),
+    ("trainer.args.learning_rate=-1", r"^trainer\.args\.learning_rate: -1 is out of range"),
+    ("trainer.args.per_device_train_batch_size=0", r"^trainer\.args\.per_device_train_batch_size: 0 is out of range"),
+    ("trainer.args.max_steps=0", r"^trainer\.args\.max_steps: 0 is out of range"),
+    ("trainer.args.lr_scheduler_type=linaer", r"^trainer\.args\.lr_scheduler_type: .* Did you mean linear\?"),
+    ("trainer.args.output_dir=x", r"^trainer\.args\.output_dir: is not set here: hydra\.run\.dir"),
+    ("trainer.args.hub_token=secret", r"^trainer\.args\.hub_token: .*HF_TOKEN"),
+    ("trainer.eval_metrics=[wre]", r"^trainer\.eval_metrics: 'wre'.*Did you mean wer\?"),
+    ("dataset.eval_split=tset", r"^dataset\.eval_split: spoken_digits has no split 'tset'.*Did you mean test\?"),
+    ("dataset.max_duration_in_seconds=-1", r"^dataset\.max_duration_in_seconds: "),
+    ("model.architecture.hiden_size=8", r"^model\.architecture\.hiden_size: .* Did you mean hidden_size\?"),
+    ("model.architecture.model_type=wav2vec", r"^model\.architecture\.model_type: 'wav2vec' has no CTC model"),
+    ("model.ctc_loss_reduction=median", r"^model\.ctc_loss_reduction: 'median' is not one of mean, sum"),
+    ("text.case=Lower", r"^text\.case: .* Did you mean lower\?"),
+    ("stages=[evaluate]", r"^model\.name_or_path: .* name a trained model"),
+    ("seed=${nowhere}", r"nowhere"),
+    ("trainer.args.max_steps=1,2", r"--multirun"),
+    ("=", r".+"),
+    ("model", r".+"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES)
+def test_a_mistake_names_the_key_and_the_nearest_right_one(override, message):
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.of(composed(override))
+
+
+def test_a_misspelt_key_in_a_file_is_named(tmp_path):
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "conf")
+    path = tmp_path / "conf" / "topology" / "cpu.yaml"
+    path.write_text(path.read_text() + "wrold_size: 1\n")
+    with pytest.raises(ConfigError, match=r"wrold_size"):
+        composition.compose(conf=tmp_path / "conf")
+
+
+def test_yaml_that_is_no_yaml_is_a_configuration_error(tmp_path):
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "topology" / "cpu.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError):
+        composition.compose(conf=tmp_path / "conf")
+
+
+def test_no_read_bare_is_the_word_no():
+    assert Pipeline.of(composed("trainer.args.eval_strategy=no")).trainer.args["eval_strategy"] == "no"
+
+
+def test_a_grid_is_checked_value_by_value_not_product_by_product():
+    assert composition.sweep_variants(["a=1,2,3", "b=x,y", "c=5"]) == [
+        ["a=1", "b=x", "c=5"],
+        ["a=2", "b=x", "c=5"],
+        ["a=3", "b=x", "c=5"],
+        ["a=1", "b=y", "c=5"],
+    ]
+
+
+def test_composing_and_checking_import_no_heavy_package():
+    code = (
+        "import sys; from asr import composition; from asr.experiment import Pipeline;"
+        "Pipeline.of(composition.to_container(composition.compose(['model=wav2vec2_large_lv60'])));"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'evaluate', 'optimum.habana', 'numpy', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_yaml_files_name_no_unknown_place():
+    for path in CONF.rglob("*.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
+    assert Path(CONF / "config.yaml").read_text().count("\n") < 40

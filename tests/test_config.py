@@ -1,0 +1,69 @@
+from dataclasses import dataclass
+
+import pytest
+from conftest import composed
+
+from asr import config
+from asr.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class Node:
+    share: float = config.bounded(0.5, at_least=0, below=1)
+    kind: str = config.choice("a", "a", "bee")
+    needed: int
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "problem"),
+    [
+        (1, {"at_least": 1}, ""),
+        (0, {"at_least": 1}, "0 is out of range; it must be at least 1."),
+        (0, {"above": 0, "at_most": 1}, "0 is out of range; it must be above 0 and at most 1."),
+        (None, {"at_least": 1}, ""),
+        ("b", {"values": ("a", "bee")}, "'b' is not one of a, bee."),
+        (True, {}, ""),
+    ],
+)
+def test_out_of_range(value, limits, problem):
+    assert config.out_of_range(value, limits) == problem
+
+
+def test_a_range_names_its_field():
+    with pytest.raises(ConfigError, match=r"^share: 1 is out of range"):
+        config.check_ranges(Node(share=1, needed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": []}, r"^stages: is empty"),
+        ({"stages": ["trian"]}, r"^stages: 'trian'.*Did you mean train"),
+        ({"seed": -1}, r"^seed: -1 is out of range"),
+        ({"experiment_name": "a/b"}, r"^experiment_name: 'a/b' can't name a folder"),
+        ({"text": {"_target_": "asr.text.TextRules", "cse": "lower"}}, r"^text\.cse: TextRules has no such key. Did you mean case"),
+        ({"text": {"_target_": "asr.text.NoSuch"}}, r"^text\._target_: 'asr.text.NoSuch' can't be imported"),
+        ({"text": {"_target_": "os.system"}}, r"^text\._target_: 'os.system' is not a dataclass"),
+        ({"text": None}, r"^text: has no _target_"),
+        ({"model": {"_target_": "test_config.Node", "needed": None}}, r"^model\.needed: is missing"),
+        ({"topology": {"_target_": "asr.topology.Topology", "world_size": 2}}, r"^topology\.world_size: 2 is out of range"),
+        ({"zork": 1}, r"^zork: there is no such key"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config.instantiate(composed() | change)
+
+
+def test_a_team_s_own_class_is_built():
+    built = config.instantiate(composed() | {"model": {"_target_": "test_config.Node", "needed": 3}})
+    assert built["model"] == Node(needed=3)
+
+
+def test_cache_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASR_CACHE", str(tmp_path))
+    assert config.cache_root(None, "x") == tmp_path / "x"
+    assert config.cache_root("~/y", "x").name == "y"
+    monkeypatch.delenv("ASR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert config.cache_root(None, "x") == tmp_path / "asr" / "x"

@@ -1,0 +1,68 @@
+"""The door to optimum.habana, on a host without a Gaudi. Imports happen in processes of their own."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+from asr import gaudi
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env, timeout=200)
+
+
+def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
+    """A path with a shell and nothing else: optimum-habana asks `pip list` for its plugin's version."""
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    done = run_python(
+        "import logging, sys, subprocess; logging.basicConfig(level=logging.INFO)\n"
+        "from asr import gaudi\n"
+        "run = subprocess.run\n"
+        "assert gaudi.trainer_class().__module__ == 'optimum.habana.transformers.trainer'\n"
+        "assert subprocess.run is run\n"
+        "gaudi.optimum_habana(); gaudi.trainer_class()\n"
+        "args = gaudi.training_arguments(output_dir='x', use_cpu=True, use_habana=False, use_lazy_mode=False)\n"
+        "print(args.device, 'habana_frameworks' in sys.modules)\n"
+        "import optimum.habana.transformers.trainer as t; print(t.get_hpu_memory_stats(args.device))\n"
+        "try:\n    import habana_frameworks\nexcept ImportError:\n    print('absent')\n",
+        PATH=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:3] == ["cpu False", "{}", "absent"]
+    assert done.stderr.count("habana_frameworks is absent") == 1
+    assert "hl-smi" not in done.stderr
+
+
+def test_a_host_that_has_habana_frameworks_is_left_alone(tmp_path):
+    """With the package there, optimum-habana's own question is asked, and fails as it would anywhere without the plugin."""
+    (tmp_path / "habana_frameworks").mkdir()
+    (tmp_path / "habana_frameworks" / "__init__.py").write_text("")
+    done = run_python(
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from asr import gaudi\n"
+        "print(gaudi.habana_is_installed())\n"
+        "try:\n    gaudi.optimum_habana()\nexcept IndexError:\n    print('its own question')\n",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+    )
+    assert done.stdout.split("\n")[:2] == ["True", "its own question"], done.stderr
+    assert "is absent" not in done.stderr
+
+
+def test_the_gaudi_config_is_the_library_s():
+    built = gaudi.GaudiConfig(use_fused_adam=True, autocast_bf16_ops=["add"]).build()
+    assert type(built).__module__ == "optimum.habana.transformers.gaudi_configuration"
+    assert (built.use_fused_adam, built.use_fused_clip_norm, built.autocast_bf16_ops) == (True, False, ["add"])
+
+
+def test_a_combination_that_the_arguments_refuse_is_a_configuration_error(tmp_path):
+    import pytest
+
+    from asr.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"^trainer\.args: .*load_best_model_at_end"):
+        gaudi.training_arguments(
+            output_dir=str(tmp_path), use_cpu=True, use_habana=False, use_lazy_mode=False, load_best_model_at_end=True, save_strategy="epoch"
+        )

@@ -257,19 +257,3 @@ def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[st
 
 def _manifest_path(run: Run, role: str) -> Path:
     return run.path / "manifest" / f"{role}.jsonl"
-
-
-def main() -> int:
-    """Work on a prepared run directory: what a child process runs."""
-    run = Run.load(Path(sys.argv[1]))
-    runs.configure_logging(run.path)
-
-    def story() -> int:
-        work(run)
-        return 0
-
-    return guarded(run, story)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,6 +45,6 @@ class Topology:
 
     def run_in_child(self, run_dir: Path) -> int:
         """Run a prepared run directory in a process of its own and return its exit code, 128+n for signal n."""
-        command = [sys.executable, "-m", "asr.experiment", str(run_dir)]
+        command = [sys.executable, "-m", "asr.worker", str(run_dir)]
         code = subprocess.run(command, env=self.worker_environment(), check=False).returncode
         return 128 - code if code < 0 else code

@@ -1,0 +1,324 @@
+"""python launch.py as a user runs it: the run directory's contract, overrides, sweeps, stages, exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+from conftest import ROOT, TINY, launch_command
+
+SHORT = [*TINY, "trainer.args.max_steps=2", "trainer.args.save_strategy=no"]
+GROUPS = ("dataset", "model", "gaudi_config", "trainer", "topology", "experiment")
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def test_the_run_directory_is_the_contract_s(run_dir):
+    assert {p.name for p in run_dir.iterdir()} == {
+        "config.yaml", "run.json", "metrics.json", "predictions.jsonl", "model", "checkpoints", "run.log", "tensorboard", "manifest", "vocab.json",
+    }  # fmt: skip
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-6"}  # save_total_limit
+    assert list((run_dir / "tensorboard").glob("events.*"))
+    assert not list(run_dir.rglob(".*"))
+
+
+def test_run_json(run_dir):
+    record = read(run_dir / "run.json")
+    assert (record["schema"], record["experiment"], record["version"]) == (1, "spoken_digits_ctc", "v1")
+    assert (record["status"], record["exit_code"]) == ("finished", 0)
+    assert record["trainer_class"] == "optimum.habana.transformers.trainer.GaudiTrainer"
+    assert "trainer.args.max_steps=6" in record["overrides"]
+    assert record["command"][1].endswith("launch.py")
+    assert record["packages"]["optimum-habana"] == "1.21.2"
+    assert record["dataset"]["splits"]["train"]["utterances"] == 24
+    assert len(record["dataset"]["fingerprint"]) == 16
+    assert record["trust_remote_code"] is False
+    assert record["text"]["scoring"]
+    assert record["parameters"]["trained"] == record["parameters"]["total"] > 600_000
+    log = (run_dir / "run.log").read_text()
+    assert "trainer: optimum.habana.transformers.trainer.GaudiTrainer on cpu" in log
+    assert log.count("habana_frameworks is absent") == 1
+
+
+def test_metrics_are_flat_numbers(run_dir):
+    metrics = read(run_dir / "metrics.json")
+    for key in "eval_wer eval_cer eval_loss train_loss train_audio_seconds_per_second padding_efficiency num_train_shapes num_eval_shapes".split():
+        assert isinstance(metrics[key], (int, float)), key
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+    assert 0 < metrics["padding_efficiency"] <= 1
+
+
+def test_predictions_add_up_to_the_metrics(run_dir):
+    import jiwer
+
+    lines = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == len({line["id"] for line in lines}) == 10
+    assert set(lines[0]) == {"id", "reference", "hypothesis", "seconds", "errors"}
+    words = sum(len(line["reference"].split()) for line in lines)
+    wer = read(run_dir / "metrics.json")["eval_wer"]
+    assert sum(line["errors"] for line in lines) / words == pytest.approx(wer)
+    assert jiwer.wer([line["reference"] for line in lines], [line["hypothesis"] for line in lines]) == pytest.approx(wer)
+
+
+def test_the_config_is_resolved_and_replayable(run_dir):
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["seed"] == 7
+    assert "hydra" not in config
+    assert "${" not in (run_dir / "config.yaml").read_text()
+
+
+def test_the_model_is_a_pipeline_s_and_no_pickle(run_dir):
+    from transformers import pipeline
+
+    recogniser = pipeline("automatic-speech-recognition", model=str(run_dir / "model"), device="cpu")
+    rows = {r["id"]: r for r in map(json.loads, (run_dir / "manifest" / "eval.jsonl").read_text().splitlines())}
+    lines = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
+    for line in lines[:4]:
+        waveform, rate = soundfile.read(rows[line["id"]]["audio"], dtype="float32")
+        assert recogniser({"raw": waveform, "sampling_rate": rate})["text"].strip() == line["hypothesis"]
+    assert not [p for p in (run_dir / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_the_end_shows_a_short_table_and_progress_before_it(finished):
+    for word in ("WER", "CER", "loss", "speed", "hours" if "hours" in finished.out else " h in ", "a run"):
+        assert word in finished.out, word
+    assert "6/6" in finished.err  # the progress bar
+    assert "Traceback" not in finished.err
+
+
+def test_the_same_config_gives_the_same_numbers(launch, finished, run_dir, tmp_path):
+    again = launch(tmp_path, *TINY, "trainer.args.max_steps=6", "seed=7", "hydra.run.dir=again", "trainer.args.logging_steps=1")
+    assert again.code == 0, again.err
+    kept = [read(p / "metrics.json") for p in (run_dir, tmp_path / "again")]
+    for key in ("eval_wer", "eval_cer", "eval_loss", "train_loss", "padding_efficiency"):
+        assert kept[0][key] == kept[1][key], key
+    assert (run_dir / "predictions.jsonl").read_bytes() == (tmp_path / "again" / "predictions.jsonl").read_bytes()
+    assert (run_dir / "model" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model" / "model.safetensors").read_bytes()
+    assert read(run_dir / "run.json")["config_sha256"] == read(tmp_path / "again" / "run.json")["config_sha256"]
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_preparing_alone_writes_no_model(launch, tmp_path):
+    done = launch(tmp_path, *TINY, "stages=[prepare]", "hydra.run.dir=p")
+    assert done.code == 0, done.err
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "run.json", "run.log", "manifest", "vocab.json"}
+    assert read(tmp_path / "p" / "run.json")["status"] == "finished"
+
+
+def test_evaluating_a_run_s_model_alone(launch, run_dir, tmp_path):
+    done = launch(tmp_path, *TINY, "stages=[evaluate]", f"model.name_or_path='{run_dir / 'model'}'", "hydra.run.dir=e")
+    assert done.code == 0, done.err
+    new, old = read(tmp_path / "e" / "metrics.json"), read(run_dir / "metrics.json")
+    assert new["eval_wer"] == old["eval_wer"]
+    assert new["eval_loss"] == pytest.approx(old["eval_loss"], rel=1e-5)
+    assert "train_loss" not in new
+    assert not (tmp_path / "e" / "checkpoints").exists() or not list((tmp_path / "e" / "checkpoints").iterdir())
+    assert read(tmp_path / "e" / "run.json")["vocabulary"]["unknown_characters"] == {}
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_each_job_in_its_own_directory_and_process(launch, tmp_path):
+    done = launch(tmp_path, "-m", *SHORT, "trainer.args.learning_rate=1e-3,2e-3", "hydra.sweep.dir=s")
+    assert done.code == 0, done.err
+    jobs = [tmp_path / "s" / str(i) for i in range(2)]
+    rates = [yaml.safe_load((job / "config.yaml").read_text())["trainer"]["args"]["learning_rate"] for job in jobs]
+    assert rates == [1e-3, 2e-3]
+    assert [read(job / "run.json")["status"] for job in jobs] == ["finished"] * 2
+    assert [len(read(job / "metrics.json")) > 5 for job in jobs] == [True, True]
+    assert "trainer:" in (jobs[1] / "run.log").read_text()
+
+
+def test_a_sweep_with_a_bad_job_starts_none(launch, tmp_path):
+    done = launch(tmp_path, "-m", *SHORT, "trainer.args.per_device_train_batch_size=8,0")
+    assert done.code == 2
+    assert "trainer.args.per_device_train_batch_size: 0 is out of range" in done.err
+    assert done.outputs == []
+
+
+@pytest.mark.slow
+def test_the_readme_s_sweep_of_four(launch, tmp_path):
+    grid = ["trainer.args.learning_rate=1e-3,2e-3", "trainer.args.per_device_train_batch_size=8,16", "trainer.args.max_steps=5"]
+    done = launch(tmp_path, "-m", *TINY, *grid)
+    assert done.code == 0, done.err
+    records = [read(p) for p in (tmp_path / "outputs").rglob("run.json")]
+    assert len(records) == 4
+    assert {record["status"] for record in records} == {"finished"}
+
+
+# --- bad input: one clear line, the right exit code, nothing left ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.layerdop=0.1", "model.layerdop: there is no such key. Did you mean model.layerdrop?"),
+        ("trainer.args.learning_rate=fast", "trainer.args.learning_rate: 'fast' is not of type float."),
+        ("trainer.args.learning_rat=1", "Did you mean learning_rate?"),
+        ("trainer.args.per_device_train_batch_size=0", "trainer.args.per_device_train_batch_size: 0 is out of range"),
+        ("trainer.args.learning_rate=-1", "trainer.args.learning_rate: -1 is out of range"),
+        ("model=wav2vec2_bert_tny", "Did you mean wav2vec2_bert_tiny?"),
+        ("dataset.eval_split=tset", "dataset.eval_split: spoken_digits has no split 'tset'"),
+        ("model.name_or_path=nosuch/model", "model.name_or_path: 'nosuch/model' is neither a local folder"),
+        ("hydra.run.dir=/dev/null/x", "hydra.run.dir: /dev/null/x can't be written"),
+        ("hydra.run.dir=/proc/x", "hydra.run.dir: /proc/x can't be written"),
+    ],
+)
+def test_a_mistake_ends_in_2_at_once_and_leaves_nothing(launch, tmp_path, override, message):
+    done = launch(tmp_path, override)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.startswith("error: ")
+    assert len(done.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_that_hydra_does_not_know_end_in_2(launch, tmp_path):
+    assert launch(tmp_path, "--nosuch").code == 2
+
+
+def test_arguments_that_clash_are_found_late_and_still_leave_nothing(launch, tmp_path):
+    done = launch(tmp_path, *TINY, "trainer.args.load_best_model_at_end=true", "trainer.args.save_strategy=steps")
+    assert done.code == 2
+    assert "error: trainer.args: " in done.err
+    assert "Traceback" not in done.err
+    assert done.outputs == []
+
+
+def test_nothing_left_of_the_data_ends_in_3(launch, tmp_path):
+    done = launch(tmp_path, *TINY, "dataset.min_duration_in_seconds=60", "hydra.run.dir=r")
+    assert done.code == 3
+    assert "no utterance is left (24 shorter than min_duration_in_seconds (60))" in done.err
+    assert "Traceback" not in done.err
+    record = read(tmp_path / "r" / "run.json")
+    assert (record["status"], record["exit_code"]) == ("failed", 3)
+
+
+def test_an_unreadable_file_ends_in_3_and_is_named(launch, digits, tmp_path):
+    import shutil
+
+    shutil.copytree(digits.folder(), tmp_path / "corpus" / digits.folder().name)
+    bad = sorted((tmp_path / "corpus").rglob("train/*.wav"))[3]
+    bad.write_bytes(b"not audio")
+    done = launch(tmp_path, *TINY, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r")
+    assert done.code == 3
+    assert f"{bad} can't be read as audio" in done.err
+    assert "Traceback" not in done.err
+    assert read(tmp_path / "r" / "run.json")["exit_code"] == 3
+
+
+def test_a_file_that_goes_bad_after_its_header_ends_in_3(launch, digits, tmp_path):
+    """The header is whole, the samples are NaN: met when it is decoded, in the middle of training."""
+    import shutil
+
+    import numpy as np
+
+    shutil.copytree(digits.folder(), tmp_path / "corpus" / digits.folder().name)
+    bad = sorted((tmp_path / "corpus").rglob("train/*.wav"))[3]
+    soundfile.write(bad, np.full(16000, np.nan), 16000, subtype="FLOAT")
+    done = launch(tmp_path, *SHORT, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r")
+    assert done.code == 3
+    assert f"{bad} holds samples that are NaN" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_directory_that_holds_a_run_is_refused(launch, run_dir):
+    before = (run_dir / "run.json").read_bytes()
+    done = launch(run_dir.parent, *TINY, "hydra.run.dir=a run")
+    assert done.code == 2
+    assert "already holds a run" in done.err
+    assert (run_dir / "run.json").read_bytes() == before
+
+
+def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp_path):
+    (tmp_path / "broken.py").write_text("def read(*a):\n    raise RuntimeError('the sky fell')\nimport asr.audio\nasr.audio.read = read\n")
+    (tmp_path / "sitecustomize.py").write_text("import broken\n")
+    done = launch(tmp_path, *SHORT, "hydra.run.dir=r", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.code == 1
+    record = read(tmp_path / "r" / "run.json")
+    assert (record["status"], record["exit_code"], record["error"]) == ("failed", 1, "RuntimeError: the sky fell")
+    assert "Traceback" in (tmp_path / "r" / "run.log").read_text()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
+    command = launch_command(*TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "hydra.run.dir=r")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        wait_for(lambda: re.search(r"trainer: optimum", (tmp_path / "r" / "run.log").read_text()))
+        time.sleep(1)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    record = read(tmp_path / "r" / "run.json")
+    assert (record["status"], record["exit_code"]) == ("failed", code)
+    assert "Traceback" not in err
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+# --- help and --cfg ----------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_group_and_option(launch, tmp_path):
+    done = launch(tmp_path, "--help")
+    assert done.code == 0
+    for group in GROUPS:
+        assert re.search(rf"^\s*{group}\b", done.out, re.MULTILINE), group
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert path.stem in done.out, path
+    assert "python launch.py -m" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_overrides_that_help_shows_work():
+    from conftest import composed
+
+    from asr.experiment import Pipeline
+
+    text = (ROOT / "conf" / "hydra" / "help" / "asr.yaml").read_text()
+    shown = re.search(r"Common overrides:\n\n(.*?)\n\n", text, re.DOTALL).group(1)
+    words = [w.strip("'") for w in re.findall(r"'[^']+'|\S+", shown) if re.fullmatch(r"'?[a-z_.]+=\S+", w)]
+    assert len(words) >= 9
+    for word in words:
+        Pipeline.of(composed(word, *(["model.name_or_path=outputs/x/model"] if "evaluate" in word else [])))
+
+
+def test_cfg_job_is_the_configuration(launch, tmp_path):
+    done = launch(tmp_path, "--cfg", "job", "trainer.args.max_steps=3")
+    assert done.code == 0
+    assert yaml.safe_load(done.out)["trainer"]["args"]["max_steps"] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the main job ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_default_experiment_learns(launch, tmp_path):
+    done = launch(tmp_path, "hydra.run.dir=r")
+    assert done.code == 0, done.err
+    assert read(tmp_path / "r" / "metrics.json")["eval_wer"] <= 0.06

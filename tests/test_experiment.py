@@ -1,0 +1,90 @@
+"""How a story's end is recorded, whatever it is, and what its parts read and write."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from conftest import TINY, composed
+
+from asr import experiment
+from asr.errors import ConfigError, DataError
+from asr.experiment import Pipeline
+from asr.runs import Run, configure_logging
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run.create(tmp_path / "outputs" / "r", composed(*TINY), command=[], overrides=[])
+    configure_logging(made.path)
+    return made
+
+
+def raising(error):
+    def story():
+        raise error
+
+    return story
+
+
+@pytest.mark.parametrize(
+    ("story", "code", "status", "error"),
+    [
+        (lambda: 0, 0, "finished", None),
+        (lambda: 7, 7, "failed", "the worker ended with exit code 7"),
+        (raising(DataError("a.wav is bad")), 3, "failed", "a.wav is bad"),
+        (raising(KeyboardInterrupt()), 130, "failed", "interrupted (Ctrl-C)"),
+        (raising(ZeroDivisionError("oops")), 1, "failed", "ZeroDivisionError: oops"),
+        (lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5), 0)[-1], 143, "failed", "terminated (SIGTERM)"),
+    ],
+)
+def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, error):
+    assert experiment.guarded(run, story) == code
+    record = Run.load(run.path).record
+    assert (record["status"], record["exit_code"], record.get("error")) == (status, code, error)
+    if code in (1, 3):
+        assert str(error).rpartition(": ")[2] in (run.path / "run.log").read_text()
+
+
+def test_a_configuration_error_found_late_leaves_nothing(run, tmp_path):
+    assert experiment.guarded(run, raising(ConfigError("no such model", key="model.name_or_path"))) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_s_own_end_stands(run):
+    def child():
+        Run.load(run.path).finish(3, "bad data")
+        return 3
+
+    assert experiment.guarded(run, child) == 3
+    assert Run.load(run.path).record["error"] == "bad data"
+
+
+def test_preparing_writes_manifests_and_vocabulary(run):
+    experiment.prepare(Pipeline.of(run.config), run)
+    assert len((run.path / "manifest" / "train.jsonl").read_text().splitlines()) == 24
+    built = json.loads((run.path / "vocab.json").read_text())
+    assert list(built)[:4] == ["[PAD]", "[UNK]", "|", "e"]
+    record = Run.load(run.path).record
+    assert record["dataset"]["name"] == "spoken_digits"
+    assert record["dataset"]["splits"]["test"] == {"role": "eval", "utterances": 10, "hours": pytest.approx(0.002, abs=0.002), "left_out": 0}
+    assert record["text"]["rules"]["case"] == "lower"
+    assert record["vocabulary"] == {"built_from": ["eval", "train"], "size": len(built)}
+
+
+def test_limits_apply_to_each_split(run):
+    experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_train_samples=5", "dataset.max_eval_samples=2")), run)
+    splits = Run.load(run.path).record["dataset"]["splits"]
+    assert (splits["train"]["utterances"], splits["test"]["utterances"]) == (5, 2)
+
+
+def test_an_empty_dataset_after_filtering_is_bad_data(run):
+    with pytest.raises(DataError, match=r"no utterance is left \(24 longer than max_duration_in_seconds"):
+        experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_duration_in_seconds=0.01")), run)
+
+
+def test_evaluation_alone_reads_the_evaluation_split_alone(run_dir):
+    pipeline = Pipeline.of(composed(*TINY, "stages=[evaluate]", f"model.name_or_path='{run_dir}/model'"))
+    assert pipeline.splits == {"eval": "test"}
+    assert not pipeline.builds_vocabulary

@@ -1,0 +1,36 @@
+import io
+
+from rich.console import Console
+
+from asr.report import listing, runs_under, summary
+from asr.runs import Run
+
+
+def shown(table, width=160):
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    return text.getvalue()
+
+
+def test_the_summary_has_what_people_look_for(run_dir):
+    text = shown(summary(Run.load(run_dir)))
+    for word in ("spoken_digits_ctc v1: finished", "WER", "CER", "loss", "s of audio a second", "24 utterances (train)", "a run"):
+        assert word in text, word
+
+
+def test_a_run_that_failed_early_has_a_summary_too(tmp_path):
+    from conftest import composed
+
+    run = Run.create(tmp_path / "r", composed(), command=[], overrides=[])
+    run.finish(3, "a.wav is bad")
+    text = shown(summary(run))
+    assert "failed" in text
+    assert "a.wav is bad" in text
+
+
+def test_the_listing_has_a_line_a_run(run_dir):
+    runs = runs_under(run_dir.parent)
+    assert [run.path for run in runs] == [run_dir]
+    text = shown(listing(runs), width=400)
+    assert "finished" in text
+    assert "seed=7" in text

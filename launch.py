@@ -36,22 +36,25 @@ def run(composed: DictConfig) -> float | None:
     return done.metrics.get("eval_wer")
 
 
-def check(arguments: Sequence[str]) -> None:
+def check(asked: composition.CommandLine) -> None:
     """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
-    asked = composition.read_command_line(arguments)
     for overrides in asked.jobs:
         composed = composition.compose(overrides, config_name=asked.config_name, with_hydra=True)
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
-        if asked.action in ("run", "multirun"):
-            pipeline.check_reachable()
-            runs.check_can_hold_run(Path(OmegaConf.select(composed, f"hydra.{'sweep' if asked.action == 'multirun' else 'run'}.dir")))
+        pipeline.check_reachable()
+        runs.check_can_hold_run(Path(OmegaConf.select(composed, f"hydra.{'sweep' if asked.action == 'multirun' else 'run'}.dir")))
 
 
 def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of ending Hydra with exit code 1
     try:
-        check(sys.argv[1:])
-        run()
+        asked = composition.read_command_line(sys.argv[1:])
+        if asked.action == "help":
+            print(composition.help_text())
+            return 0
+        check(asked)
+        with composition.explained(sys.argv[1:]):
+            run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return mistake.exit_code

@@ -6,8 +6,9 @@ that names the key and the nearest right one. Imports no torch; composing takes 
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import chain
 from pathlib import Path
@@ -77,16 +78,16 @@ def compose(
     overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False
 ) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
-    try:
-        with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ConfigError) as error:
-        raise explain(error, overrides, conf) from error
+    with explained(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a command line asks of Hydra: `action` is run, multirun, show (--cfg, --help) or other; one override list a job."""
+    """What a command line asks of Hydra; `jobs` has one override list for each configuration to check.
+
+    `action` is run, multirun, help (plain --help, which `help_text` answers) or other, which Hydra does alone.
+    """
 
     action: str
     jobs: Sequence[Sequence[str]]
@@ -100,16 +101,24 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     if options.config_dir:
         overrides.append(f"hydra.searchpath=[schema://,file://{Path(options.config_dir).resolve()}]")
     name = options.config_name or "config"
-    if options.hydra_help or options.info or options.shell_completion:
+    if options.help and not overrides:
+        return CommandLine("help", [], name)
+    if options.help or options.cfg or options.hydra_help or options.info or options.shell_completion:
         return CommandLine("other", [], name)
-    if options.help or options.cfg:
-        return CommandLine("show", [overrides], name)
     if not (options.multirun or "hydra.mode=MULTIRUN" in overrides):
         return CommandLine("run", [overrides], name)
-    try:
+    with explained(overrides):
         return CommandLine("multirun", sweep_variants(overrides), name)
-    except HydraException as error:
-        raise explain(error, overrides, CONF) from error
+
+
+def help_text(conf: Path = CONF) -> str:
+    """Return what --help prints. Hydra says the same from the same file, but takes a second to list the groups."""
+    choices: dict[str, list[str]] = {}
+    for path in sorted(conf.rglob("*/*.yaml")):
+        choices.setdefault(str(path.parent.relative_to(conf)), []).append(path.stem)
+    listed = [f"{group}: {', '.join(names)}" for group, names in sorted(choices.items()) if not group.startswith("hydra")]
+    template = yaml.safe_load((conf / "hydra" / "help" / "asr.yaml").read_text(encoding="utf-8"))["template"]
+    return str(template).replace("$APP_CONFIG_GROUPS", "\n".join(listed) + "\n")
 
 
 def to_container(composed: DictConfig) -> dict[str, Any]:
@@ -117,11 +126,9 @@ def to_container(composed: DictConfig) -> dict[str, Any]:
 
     Raises ConfigError for a value that is missing or an interpolation that leads nowhere.
     """
-    try:
+    with explained(()):
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise explain(error, (), CONF) from error
 
 
 def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
@@ -139,6 +146,15 @@ def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
     first = [column[0] for column in columns]
     others = ([*first[:i], value, *first[i + 1 :]] for i, column in enumerate(columns) for value in column[1:])
     return [first, *others]
+
+
+@contextlib.contextmanager
+def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise inside into a ConfigError with the key."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise explain(error, overrides, conf) from error
 
 
 def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> ConfigError:

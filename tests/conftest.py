@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore"
+os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores
 
 TINY_CORPUS = {
     "num_train_utterances": 24,

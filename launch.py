@@ -3,7 +3,6 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -12,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from asr import composition, experiment, runs
-from asr.errors import AsrError, JobFailed
+from asr.errors import AsrError, JobError
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -30,7 +29,7 @@ def run(composed: DictConfig) -> float | None:
 
         show(summary(done))
     elif sweeps:
-        raise JobFailed(done.path, code)  # Hydra goes on with the other jobs and raises it at the end
+        raise JobError(done.path, code)  # Hydra goes on with the other jobs and raises it at the end
     else:
         sys.exit(code)
     return done.metrics.get("eval_wer")

@@ -6,13 +6,14 @@ that names the key and the nearest right one. Imports no torch; composing takes 
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
@@ -63,7 +64,7 @@ class SchemaSource(ConfigSource):
     def is_config(self, config_path: str) -> bool:
         return config_path.startswith("schema/")
 
-    def list(self, config_path: str, results_filter: Optional[ObjectType]) -> List[str]:
+    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
         return []  # classes, not choices: nothing to show in --help
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -74,9 +75,7 @@ class SchemaSource(ConfigSource):
 Plugins.instance().register(SchemaSource)
 
 
-def compose(
-    overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False
-) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
     with explained(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
         return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
@@ -200,7 +199,7 @@ def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: 
     typed = re.search(r"Value '(.*)' of type '\w+' (?:could not be converted to|is not a subclass of) '?(\w+)'?", reason)
     if typed:
         reason = f"{typed.group(1)!r} is not of type {typed.group(2).lower()}."
-    return ConfigError(reason, key=error.full_key)
+    return ConfigError(reason, key=error.full_key or "")
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> ConfigError:

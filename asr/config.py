@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any
 
 from asr.errors import ConfigError, did_you_mean
 
@@ -85,7 +85,7 @@ class Config:
     """v1, v2, ... once released; see conf/experiment."""
     seed: int = 0
     """Seeds weights, data order and dropout; the corpus has a seed of its own."""
-    stages: List[str] = field(default_factory=lambda: ["train", "evaluate"])
+    stages: list[str] = field(default_factory=lambda: ["train", "evaluate"])
     """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
     dataset: Any = None
     text: Any = None
@@ -174,7 +174,7 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{key}.")
 
 
-def cache_root(given: Optional[str], folder: str) -> Path:
+def cache_root(given: str | None, folder: str) -> Path:
     """Return the folder for made or downloaded data: `given`, else `folder` under ASR_CACHE or ~/.cache/asr."""
     import os
 

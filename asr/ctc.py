@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any
 
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
@@ -36,38 +36,38 @@ KNOBS = (
 class CTCModel:
     """A model of transformers' CTC mapping, from a checkpoint or from scratch. Null leaves a checkpoint's own value."""
 
-    name_or_path: Optional[str] = None
+    name_or_path: str | None = None
     """A local folder or hub name: a CTC model, or a pretrained encoder, which gets a new output layer."""
-    revision: Optional[str] = None
-    cache_dir: Optional[str] = None
+    revision: str | None = None
+    cache_dir: str | None = None
     trust_remote_code: bool = False
     """Runs code that the hub repository brings; recorded in run.json."""
-    attn_implementation: Optional[str] = None
+    attn_implementation: str | None = None
     """eager, sdpa, ... as in from_pretrained."""
-    architecture: Dict[str, Any] = free_form()
+    architecture: dict[str, Any] = free_form()
     """model_type and its config's values for a model from scratch; not used once name_or_path is given."""
-    feature_extractor: Dict[str, Any] = free_form()
+    feature_extractor: dict[str, Any] = free_form()
     """feature_extractor_type and its arguments for a model from scratch; likewise."""
-    config: Dict[str, Any] = free_form()
+    config: dict[str, Any] = free_form()
     """Further values of the model's config, over a checkpoint's or an architecture's."""
     freeze_feature_encoder: bool = True
     """Keeps the convolutional waveform encoder fixed (models on log-mel features have none)."""
-    attention_dropout: Optional[float] = bounded(None, at_least=0, at_most=1)
-    activation_dropout: Optional[float] = bounded(None, at_least=0, at_most=1)
-    feat_proj_dropout: Optional[float] = bounded(None, at_least=0, at_most=1)
-    hidden_dropout: Optional[float] = bounded(None, at_least=0, at_most=1)
-    final_dropout: Optional[float] = bounded(None, at_least=0, at_most=1)
-    mask_time_prob: Optional[float] = bounded(None, at_least=0, at_most=1)
+    attention_dropout: float | None = bounded(None, at_least=0, at_most=1)
+    activation_dropout: float | None = bounded(None, at_least=0, at_most=1)
+    feat_proj_dropout: float | None = bounded(None, at_least=0, at_most=1)
+    hidden_dropout: float | None = bounded(None, at_least=0, at_most=1)
+    final_dropout: float | None = bounded(None, at_least=0, at_most=1)
+    mask_time_prob: float | None = bounded(None, at_least=0, at_most=1)
     """Share of frames that SpecAugment masks, before overlaps."""
-    mask_time_length: Optional[int] = bounded(None, at_least=1)
-    mask_feature_prob: Optional[float] = bounded(None, at_least=0, at_most=1)
-    mask_feature_length: Optional[int] = bounded(None, at_least=1)
-    layerdrop: Optional[float] = bounded(None, at_least=0, at_most=1)
-    ctc_loss_reduction: Optional[str] = choice(None, "mean", "sum")  # type: ignore[arg-type]
+    mask_time_length: int | None = bounded(None, at_least=1)
+    mask_feature_prob: float | None = bounded(None, at_least=0, at_most=1)
+    mask_feature_length: int | None = bounded(None, at_least=1)
+    layerdrop: float | None = bounded(None, at_least=0, at_most=1)
+    ctc_loss_reduction: str | None = choice(None, "mean", "sum")  # type: ignore[arg-type]
     """mean divides each utterance's loss by its labels, then averages the batch; sum adds it up."""
-    ctc_zero_infinity: Optional[bool] = None
+    ctc_zero_infinity: bool | None = None
     """Zeroes the infinite losses of utterances with more labels than frames."""
-    add_adapter: Optional[bool] = None
+    add_adapter: bool | None = None
     """Adds the convolutional adapter that shortens the encoder's output."""
 
     def __post_init__(self) -> None:
@@ -189,7 +189,9 @@ class CTCModel:
         for name in ("architecture", "config") if self.name_or_path is None else ("config",):
             for entry in getattr(self, name):
                 if parameters and entry not in parameters and entry != "model_type":
-                    raise ConfigError(f"the config of {model_type} has no such key.{did_you_mean(entry, parameters)}", key=f"{name}.{entry}")
+                    raise ConfigError(
+                        f"the config of {model_type} has no such key.{did_you_mean(entry, parameters)}", key=f"{name}.{entry}"
+                    )
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
@@ -262,5 +264,3 @@ def trained_parameters(model: PreTrainedModel) -> Mapping[str, int]:
     """Return how many parameters a model has and how many are trained."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)}
-
-

@@ -36,7 +36,7 @@ class DataError(AsrError):
     exit_code = 3
 
 
-class JobFailed(AsrError):
+class JobError(AsrError):
     """A sweep's job ended badly; it has said why itself."""
 
     def __init__(self, run_dir: object, exit_code: int) -> None:

@@ -19,9 +19,7 @@ def extract(feature_extractor: Any, waveform: NDArray[np.float32]) -> torch.Tens
 
     if type(feature_extractor).__name__ == "SeamlessM4TFeatureExtractor":
         return torch.from_numpy(_stacked_log_mel(feature_extractor, waveform))
-    features = feature_extractor(
-        waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
-    )
+    features = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="pt")
     return features[feature_extractor.model_input_names[0]][0][features["attention_mask"][0].bool()]
 
 

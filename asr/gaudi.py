@@ -14,12 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, List, Optional
+from typing import Any
 
 from asr.errors import ConfigError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +35,8 @@ class GaudiConfig:
     use_torch_autocast: bool = False
     """bf16 mixed precision although trainer.args.bf16 is not set."""
     use_dynamic_shapes: bool = False
-    autocast_bf16_ops: Optional[List[str]] = None
-    autocast_fp32_ops: Optional[List[str]] = None
+    autocast_bf16_ops: list[str] | None = None
+    autocast_fp32_ops: list[str] | None = None
 
     def build(self) -> Any:
         """Return optimum.habana.GaudiConfig with these values."""
@@ -53,7 +50,7 @@ def habana_is_installed() -> bool:
 
 
 @lru_cache
-def optimum_habana() -> ModuleType:
+def optimum_habana() -> Any:
     """Import optimum.habana, answering what it asks of an absent habana_frameworks; raise ConfigError without it."""
     if find_spec("optimum") is None or find_spec("transformers") is None:
         raise ConfigError("optimum-habana is not installed: pip install 'asr-gaudi[gaudi]' (or `make setup`).", key="trainer")

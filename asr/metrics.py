@@ -32,7 +32,7 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str) -> Any:
     """return `compute(predictions=..., references=...)` of a metric by name, path or hub name; it gives a float or a dict."""
     import evaluate
 
@@ -53,7 +53,7 @@ def word_errors(reference: str, hypothesis: str) -> int:
     import jiwer
 
     counted = jiwer.process_words(reference, hypothesis)
-    return counted.substitutions + counted.deletions + counted.insertions
+    return int(counted.substitutions + counted.deletions + counted.insertions)
 
 
 @dataclass

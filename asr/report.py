@@ -22,7 +22,11 @@ def summary(run: Run) -> Table:
     table.add_column()
     for key in sorted(k for k in metrics if k in ("eval_wer", "eval_cer", "eval_mer")):
         table.add_row(key.removeprefix("eval_").upper(), _percent(metrics[key]))
-    losses = [f"{metrics[f'{k}_loss']:.4f} ({name})" for k, name in (("eval", "evaluation"), ("train", "training")) if _known(metrics, f"{k}_loss")]
+    losses = [
+        f"{metrics[f'{k}_loss']:.4f} ({name})"
+        for k, name in (("eval", "evaluation"), ("train", "training"))
+        if _known(metrics, f"{k}_loss")
+    ]
     table.add_row("loss", ", ".join(losses) or "-")
     speeds = [
         f"{metrics[f'{k}_audio_seconds_per_second']:.0f} s of audio a second ({name})"
@@ -32,7 +36,9 @@ def summary(run: Run) -> Table:
     table.add_row("speed", ", ".join(speeds) or "-")
     splits = record.get("dataset", {}).get("splits", {})
     table.add_row("audio", ", ".join(f"{s['hours']:.2f} h in {s['utterances']} utterances ({name})" for name, s in splits.items()) or "-")
-    times = [f"{metrics[k]:.0f} s {name}" for k, name in (("train_runtime", "training"), ("eval_runtime", "evaluation")) if _known(metrics, k)]
+    times = [
+        f"{metrics[k]:.0f} s {name}" for k, name in (("train_runtime", "training"), ("eval_runtime", "evaluation")) if _known(metrics, k)
+    ]
     table.add_row("time", ", ".join(times) or "-")
     if _known(metrics, "padding_efficiency"):
         table.add_row("batches", f"{_percent(metrics['padding_efficiency'])} of the input is audio, the rest padding")

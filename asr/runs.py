@@ -206,7 +206,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and move it there, so that a reader sees the old one or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError
@@ -23,7 +23,7 @@ class Topology:
     device: str = choice("cpu", "cpu")
     world_size: int = bounded(1, at_least=1, at_most=1)
     """Number of processes, one a device."""
-    environment: Dict[str, Any] = free_form()
+    environment: dict[str, Any] = free_form()
     """Environment variables of the workers, set only where the shell hasn't set them."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any
 
 from asr import gaudi, metrics
 from asr.batching import LengthGroupedBatches, SortedBatches
@@ -86,9 +86,9 @@ def argument_names() -> list[str]:
 class CTCTraining:
     """How a CTC model is trained and scored."""
 
-    args: Dict[str, Any] = free_form()
+    args: dict[str, Any] = free_form()
     """Any field of GaudiTrainingArguments, by its own name."""
-    eval_metrics: List[str] = field(default_factory=lambda: ["wer", "cer"])
+    eval_metrics: list[str] = field(default_factory=lambda: ["wer", "cer"])
     """wer, cer, mer, or the path or hub name of another evaluate module."""
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class CTCTraining:
             "logging_dir": str(run_dir / "tensorboard"),
             "seed": seed,
             "prediction_loss_only": "trainer.eval_metrics says what is scored",
-    "remove_unused_columns": False,
+            "remove_unused_columns": False,
         }
         args = gaudi.training_arguments(**{**ours, **self.args, **topology.training_arguments()})
         return mixed_into(gaudi.trainer_class())(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from asr.errors import ConfigError, DataError
 
@@ -24,14 +24,14 @@ VOCABULARY_FILE = "vocab.json"
 class Vocabulary:
     """Where the output characters come from. The pad token is CTC's blank, id 0 in a vocabulary built here."""
 
-    tokenizer_name_or_path: Optional[str] = None
+    tokenizer_name_or_path: str | None = None
     """A tokenizer on disk or on the hub; null builds one, or takes that of a model that has a CTC head."""
     rebuild: bool = False
     """Build a vocabulary although the model has one; its output layer then starts afresh."""
     word_delimiter_token: str = "|"
     unk_token: str = "[UNK]"
     pad_token: str = "[PAD]"
-    phoneme_language: Optional[str] = None
+    phoneme_language: str | None = None
     """Language for tokenizers that turn text into phonemes (Wav2Vec2PhonemeCTCTokenizer); needs phonemizer."""
 
     def __post_init__(self) -> None:

@@ -68,7 +68,12 @@ def test_preparing_writes_manifests_and_vocabulary(run):
     assert list(built)[:4] == ["[PAD]", "[UNK]", "|", "e"]
     record = Run.load(run.path).record
     assert record["dataset"]["name"] == "spoken_digits"
-    assert record["dataset"]["splits"]["test"] == {"role": "eval", "utterances": 10, "hours": pytest.approx(0.002, abs=0.002), "left_out": 0}
+    assert record["dataset"]["splits"]["test"] == {
+        "role": "eval",
+        "utterances": 10,
+        "hours": pytest.approx(0.002, abs=0.002),
+        "left_out": 0,
+    }
     assert record["text"]["rules"]["case"] == "lower"
     assert record["vocabulary"] == {"built_from": ["eval", "train"], "size": len(built)}
 

@@ -64,5 +64,10 @@ def test_a_combination_that_the_arguments_refuse_is_a_configuration_error(tmp_pa
 
     with pytest.raises(ConfigError, match=r"^trainer\.args: .*load_best_model_at_end"):
         gaudi.training_arguments(
-            output_dir=str(tmp_path), use_cpu=True, use_habana=False, use_lazy_mode=False, load_best_model_at_end=True, save_strategy="epoch"
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            use_habana=False,
+            use_lazy_mode=False,
+            load_best_model_at_end=True,
+            save_strategy="epoch",
         )

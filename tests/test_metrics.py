@@ -31,7 +31,9 @@ def test_match_error_rate_is_jiwers():
     assert metrics.load("mer")(references=references, predictions=hypotheses) == jiwer.mer(references, hypotheses)
 
 
-@pytest.mark.parametrize(("reference", "hypothesis", "errors"), [("one two", "one two", 0), ("", "a b", 2), ("a b", "", 2), ("a b", "b", 1)])
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "errors"), [("one two", "one two", 0), ("", "a b", 2), ("a b", "", 2), ("a b", "b", 1)]
+)
 def test_word_errors(reference, hypothesis, errors):
     assert metrics.word_errors(reference, hypothesis) == errors
 

@@ -15,15 +15,15 @@ def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation"):
 
     pipeline = Pipeline.of(composed(f"model={model}", f"dataset.eval_split={split}", "trainer.args.report_to=none", *TINY, *overrides))
     transformers.set_seed(pipeline.seed)
-    tables = {
-        role: manifest.build(pipeline.dataset, s, limit=None, normalise=pipeline.text) for role, s in pipeline.splits.items()
-    }
+    tables = {role: manifest.build(pipeline.dataset, s, limit=None, normalise=pipeline.text) for role, s in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in t.utterances] for role, t in tables.items()}
     tmp_path.mkdir(exist_ok=True)
     tokenizer = pipeline.vocabulary.tokenizer_from(pipeline.vocabulary.build([r for rs in references.values() for r in rs]), tmp_path)
     net, processor = pipeline.model.load(tokenizer, new_head=True), pipeline.model.processor(tokenizer)
     data = {
-        role: UtteranceDataset(t.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], processor.feature_extractor)
+        role: UtteranceDataset(
+            t.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], processor.feature_extractor
+        )
         for role, t in tables.items()
     }
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text)
@@ -70,11 +70,22 @@ def test_eval_loss_is_the_mean_over_utterances(tmp_path):
 
 def test_accumulated_batches_train_like_one_large_batch(tmp_path):
     """optimum-habana 1.21.2 doesn't divide by the accumulation steps on this path; we do, once."""
-    steps = ["trainer.args.max_steps=2", "trainer.args.learning_rate=1e-2", "trainer.args.warmup_ratio=0", "trainer.args.optim=sgd", "trainer.args.save_strategy=no"]
+    steps = [
+        "trainer.args.max_steps=2",
+        "trainer.args.learning_rate=1e-2",
+        "trainer.args.warmup_ratio=0",
+        "trainer.args.optim=sgd",
+        "trainer.args.save_strategy=no",
+    ]
     steps += ["model.architecture.conformer_conv_dropout=0.0"]  # no dice, so that only the arithmetic can differ
     weights, logged = [], []
     for size, accumulation in ((8, 1), (4, 2)):
-        made, _ = built(tmp_path / str(size), *steps, f"trainer.args.per_device_train_batch_size={size}", f"trainer.args.gradient_accumulation_steps={accumulation}")
+        made, _ = built(
+            tmp_path / str(size),
+            *steps,
+            f"trainer.args.per_device_train_batch_size={size}",
+            f"trainer.args.gradient_accumulation_steps={accumulation}",
+        )
         rows = list(range(8))
         halves = [rows[i : i + size] for i in range(0, 8, size)]
         made.get_train_dataloader = lambda made=made, halves=halves: made._loader(made.train_dataset, halves * 2)
@@ -85,10 +96,16 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
 
 
 def test_training_sees_every_utterance_once_an_epoch_and_reshuffles(tmp_path):
-    made, _ = built(tmp_path, "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=5", "trainer.args.save_strategy=no")
+    made, _ = built(
+        tmp_path, "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=5", "trainer.args.save_strategy=no"
+    )
     drawn = []
     collate = made.data_collator.__class__.__call__
-    made.data_collator = type("Spy", (), {"input_name": "input_features", "__call__": lambda self, rows: drawn.append([r.number for r in rows]) or collate(spied, rows)})()
+    made.data_collator = type(
+        "Spy",
+        (),
+        {"input_name": "input_features", "__call__": lambda self, rows: drawn.append([r.number for r in rows]) or collate(spied, rows)},
+    )()
     spied = CTCCollator("input_features", 0.0, True)
     made.train()
     epochs = drawn[:5], drawn[5:]
@@ -109,7 +126,12 @@ def test_what_went_through_forward_is_counted(tmp_path):
 def test_workers_change_nothing(tmp_path):
     losses = []
     for workers in (0, 2):
-        made, _ = built(tmp_path / str(workers), "trainer.args.max_steps=3", f"trainer.args.dataloader_num_workers={workers}", "trainer.args.save_strategy=no")
+        made, _ = built(
+            tmp_path / str(workers),
+            "trainer.args.max_steps=3",
+            f"trainer.args.dataloader_num_workers={workers}",
+            "trainer.args.save_strategy=no",
+        )
         losses.append(made.train().training_loss)
     assert losses[0] == losses[1]
 

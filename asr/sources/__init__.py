@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from asr.config import bounded
 from asr.errors import ConfigError
@@ -22,24 +21,24 @@ class Utterance:
     audio: Path
     text: str
     speaker: str = ""
-    seconds: Optional[float] = None
+    seconds: float | None = None
 
 
 @dataclass(kw_only=True)
 class Source:
     """What every source has: two splits and what is kept of them. Subclasses yield the rows."""
 
-    root: Optional[str] = None
+    root: str | None = None
     """Folder of the corpus; null takes a folder under $ASR_CACHE or ~/.cache/asr where a source makes its own."""
     train_split: str = "train"
     eval_split: str = "test"
     min_duration_in_seconds: float = bounded(0.0, at_least=0)
     """Shorter utterances are left out, counted and listed."""
-    max_duration_in_seconds: Optional[float] = bounded(None, above=0)
+    max_duration_in_seconds: float | None = bounded(None, above=0)
     """Longer utterances are left out (never cut), counted and listed; null keeps all."""
-    max_train_samples: Optional[int] = bounded(None, at_least=1)
+    max_train_samples: int | None = bounded(None, at_least=1)
     """Takes the first utterances only."""
-    max_eval_samples: Optional[int] = bounded(None, at_least=1)
+    max_eval_samples: int | None = bounded(None, at_least=1)
 
     def __post_init__(self) -> None:
         longest = self.max_duration_in_seconds

@@ -97,7 +97,7 @@ class SpokenDigits(Source):
                 (aside / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
             aside.chmod(0o777 & ~_umask())
             try:
-                os.replace(aside, folder)
+                aside.replace(folder)
             except OSError:  # another process made the same corpus meanwhile
                 if not folder.is_dir():
                     raise
@@ -157,5 +157,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-

@@ -25,9 +25,8 @@ def read(path: Path):
 
 
 def test_the_run_directory_is_the_contract_s(run_dir):
-    assert {p.name for p in run_dir.iterdir()} == {
-        "config.yaml", "run.json", "metrics.json", "predictions.jsonl", "model", "checkpoints", "run.log", "tensorboard", "manifest", "vocab.json",
-    }  # fmt: skip
+    files = "config.yaml run.json metrics.json predictions.jsonl run.log vocab.json".split()
+    assert {p.name for p in run_dir.iterdir()} == {*files, "model", "checkpoints", "tensorboard", "manifest"}
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-6"}  # save_total_limit
     assert list((run_dir / "tensorboard").glob("events.*"))
     assert not list(run_dir.rglob(".*"))
@@ -53,7 +52,9 @@ def test_run_json(run_dir):
 
 def test_metrics_are_flat_numbers(run_dir):
     metrics = read(run_dir / "metrics.json")
-    for key in "eval_wer eval_cer eval_loss train_loss train_audio_seconds_per_second padding_efficiency num_train_shapes num_eval_shapes".split():
+    for key in (
+        "eval_wer eval_cer eval_loss train_loss train_audio_seconds_per_second padding_efficiency num_train_shapes num_eval_shapes".split()
+    ):
         assert isinstance(metrics[key], (int, float)), key
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert 0 < metrics["padding_efficiency"] <= 1
@@ -91,7 +92,7 @@ def test_the_model_is_a_pipeline_s_and_no_pickle(run_dir):
 
 
 def test_the_end_shows_a_short_table_and_progress_before_it(finished):
-    for word in ("WER", "CER", "loss", "speed", "hours" if "hours" in finished.out else " h in ", "a run"):
+    for word in ("WER", "CER", "loss", "speed", " h in ", "a run"):
         assert word in finished.out, word
     assert "6/6" in finished.err  # the progress bar
     assert "Traceback" not in finished.err
@@ -257,7 +258,9 @@ def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
     command = launch_command(*TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "hydra.run.dir=r")
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as process:
         wait_for(lambda: re.search(r"trainer: optimum", (tmp_path / "r" / "run.log").read_text()))
         time.sleep(1)
         process.send_signal(sent)

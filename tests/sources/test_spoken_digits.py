@@ -10,9 +10,7 @@ from asr.sources.spoken_digits import SPLITS, SpokenDigits, split_of
 
 
 def digest(source: SpokenDigits) -> dict[str, str]:
-    return {
-        f"{split}/{row.id}": hashlib.sha256(row.audio.read_bytes()).hexdigest() for split in SPLITS for row in source.utterances(split)
-    }
+    return {f"{split}/{row.id}": hashlib.sha256(row.audio.read_bytes()).hexdigest() for split in SPLITS for row in source.utterances(split)}
 
 
 def test_splits_share_no_voice_and_no_sentence():
@@ -70,7 +68,11 @@ def test_a_voice_that_espeak_does_not_know_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
-    [({"train_split": "dev"}, "train_split"), ({"min_digits": 5, "max_digits": 3}, "max_digits"), ({"max_duration_in_seconds": 0.5, "min_duration_in_seconds": 1}, "max_duration_in_seconds")],
+    [
+        ({"train_split": "dev"}, "train_split"),
+        ({"min_digits": 5, "max_digits": 3}, "max_digits"),
+        ({"max_duration_in_seconds": 0.5, "min_duration_in_seconds": 1}, "max_duration_in_seconds"),
+    ],
 )
 def test_wrong_arguments_name_their_key(arguments, key):
     with pytest.raises(ConfigError, match=f"^{key}: "):

@@ -108,7 +108,9 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
 
 def guarded(run: Run, story: Callable[[], int]) -> int:
     """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
+            signal.signal(number, _terminate)
     try:
         code, error = story(), None
         if not run.path.exists():
@@ -127,9 +129,9 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         log.error("interrupted; what is in %s stays", run.path)
         code, error = 130, "interrupted (Ctrl-C)"
-    except Terminated:
-        log.error("terminated by SIGTERM; what is in %s stays", run.path)
-        code, error = 128 + signal.SIGTERM, "terminated (SIGTERM)"
+    except Terminated as end:
+        log.error("terminated by %s; what is in %s stays", end.signal.name, run.path)
+        code, error = 128 + end.signal, f"terminated ({end.signal.name})"
     except Exception as unexpected:
         log.error("unexpected failure; please report it with %s\n%s", run.path / "run.log", traceback.format_exc())
         code, error = 1, f"{type(unexpected).__name__}: {unexpected}"
@@ -138,11 +140,14 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. No Exception, so that nothing on its way up swallows it."""
+    """A signal that ends the process arrived. No Exception, so that nothing on its way up swallows it."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
+def _terminate(number: int, _frame: object) -> None:
+    raise Terminated(number)
 
 
 def prepare(pipeline: Pipeline, run: Run) -> None:
@@ -172,6 +177,7 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
 
 def work(run: Run) -> None:
     """Train and evaluate a prepared run: the worker's part."""
+    log.info("importing torch, transformers and optimum-habana: about ten seconds")
     import transformers
 
     pipeline = Pipeline.of(run.config)

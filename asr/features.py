@@ -38,8 +38,9 @@ def _stacked_log_mel(extractor: Any, waveform: NDArray[np.float32]) -> NDArray[n
     frames -= frames.mean(axis=1, keepdims=True)
     frames[:, 1:] -= 0.97 * frames[:, :-1]
     frames[:, 0] *= 1 - 0.97
-    spectrum = np.abs(np.fft.rfft(frames * extractor.window, n=fft)) ** 2
-    log_mel = np.log(np.maximum(spectrum @ extractor.mel_filters, 1.192092955078125e-07)).astype(np.float32)
+    spectrum = np.fft.rfft(frames * extractor.window, n=fft)
+    power = spectrum.real**2 + spectrum.imag**2
+    log_mel = np.log(np.maximum(power @ extractor.mel_filters, 1.192092955078125e-07)).astype(np.float32)
     if len(log_mel) > 1:  # of one frame there is no variance
         log_mel = (log_mel - log_mel.mean(axis=0)) / np.sqrt(log_mel.var(axis=0, ddof=1) + 1e-7)
     real, stride = len(log_mel), extractor.stride

@@ -20,8 +20,9 @@ def summary(run: Run) -> Table:
     table = Table(title=f"{record['experiment']} {record['version']}: {record['status']}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    for key in sorted(k for k in metrics if k in ("eval_wer", "eval_cer", "eval_mer")):
-        table.add_row(key.removeprefix("eval_").upper(), _percent(metrics[key]))
+    for rate in ("wer", "cer", "mer"):
+        if _known(metrics, f"eval_{rate}"):
+            table.add_row(rate.upper(), _percent(metrics[f"eval_{rate}"]))
     losses = [
         f"{metrics[f'{k}_loss']:.4f} ({name})"
         for k, name in (("eval", "evaluation"), ("train", "training"))

@@ -46,7 +46,7 @@ def test_conf_local_is_optional_and_wins(tmp_path):
 
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "local").mkdir(exist_ok=True)
-    (tmp_path / "conf" / "local" / "default.yaml").write_text("# @package _global_\nseed: 5\ntrainer:\n  args:\n    save_steps: 9\n")
+    (tmp_path / "conf" / "local" / "default.yaml").write_text("seed: 5\ntrainer:\n  args:\n    save_steps: 9\n")
     local = composition.to_container(composition.compose(conf=tmp_path / "conf"))
     assert (local["seed"], local["trainer"]["args"]["save_steps"]) == (5, 9)
 

@@ -28,6 +28,15 @@ def raising(error):
     return story
 
 
+def killing(number):
+    def story():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        return 0
+
+    return story
+
+
 @pytest.mark.parametrize(
     ("story", "code", "status", "error"),
     [
@@ -36,7 +45,8 @@ def raising(error):
         (raising(DataError("a.wav is bad")), 3, "failed", "a.wav is bad"),
         (raising(KeyboardInterrupt()), 130, "failed", "interrupted (Ctrl-C)"),
         (raising(ZeroDivisionError("oops")), 1, "failed", "ZeroDivisionError: oops"),
-        (lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5), 0)[-1], 143, "failed", "terminated (SIGTERM)"),
+        (killing(signal.SIGTERM), 143, "failed", "terminated (SIGTERM)"),
+        (killing(signal.SIGHUP), 129, "failed", "terminated (SIGHUP)"),
     ],
 )
 def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, error):

@@ -130,6 +130,17 @@ def test_evaluating_a_run_s_model_alone(launch, run_dir, tmp_path):
     assert read(tmp_path / "e" / "run.json")["vocabulary"]["unknown_characters"] == {}
 
 
+def test_fine_tuning_from_a_run_s_model_starts_from_it_with_its_tokenizer(launch, run_dir, tmp_path):
+    """A local model directory is a model: optimum-habana's script would take it for a checkpoint to resume."""
+    done = launch(tmp_path, *SHORT, f"model.name_or_path='{run_dir / 'model'}'", "trainer.args.learning_rate=0", "hydra.run.dir=f")
+    assert done.code == 0, done.err
+    assert "tokenizer: the model's own" in done.err
+    new, old = read(tmp_path / "f" / "metrics.json"), read(run_dir / "metrics.json")
+    assert new["eval_loss"] == pytest.approx(old["eval_loss"], rel=1e-5)  # nothing was learnt at a rate of 0
+    assert new["epoch"] == 1.0
+    assert not (tmp_path / "f" / "vocab.json").exists()
+
+
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 

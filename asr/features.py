@@ -27,13 +27,14 @@ def _stacked_log_mel(extractor: Any, waveform: NDArray[np.float32]) -> NDArray[n
     """Return normalised log-mel frames, `stride` of them side by side: [frames // stride, stride * mel bins].
 
     The same numbers as SeamlessM4TFeatureExtractor (transformers 4.55, feature_extraction_seamless_m4t.py), all
-    frames at once: its audio_utils.spectrogram takes the FFT of one frame at a time in Python, four times slower.
+    frames at once: its audio_utils.spectrogram loops over them in Python (benchmarks/features.py has the ratio).
     """
     import numpy as np
 
     frame, hop, fft = 400, 160, 512  # 25 ms, 10 ms at 16 kHz, as in the extractor
-    if len(waveform) < frame:
-        waveform = np.pad(waveform, (0, frame - len(waveform)))
+    shortest = frame + (extractor.stride - 1) * hop  # what one stack of frames takes: less is padded with silence
+    if len(waveform) < shortest:
+        waveform = np.pad(waveform, (0, shortest - len(waveform)))
     frames = np.lib.stride_tricks.sliding_window_view(waveform * np.float32(2**15), frame)[::hop].astype(np.float64)
     frames -= frames.mean(axis=1, keepdims=True)
     frames[:, 1:] -= 0.97 * frames[:, :-1]

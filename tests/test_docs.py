@@ -68,5 +68,5 @@ def test_the_readme_s_commands_are_several():
 
 def test_make_targets_are_real():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)`?", readme()):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", readme(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

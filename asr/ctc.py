@@ -122,21 +122,21 @@ class CTCModel:
         """
         from transformers import AutoConfig, AutoModelForCTC
 
-        if self.name_or_path is None:
-            config = AutoConfig.for_model(**self.architecture)
-        else:
-            config = AutoConfig.from_pretrained(self._path(), **self.where())
         knobs = {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
-        config.update({**self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
         attention = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
         try:
+            if self.name_or_path is None:
+                config = AutoConfig.for_model(**self.architecture)
+            else:
+                config = AutoConfig.from_pretrained(self._path(), **self.where())
+            config.update({**self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
             if self.name_or_path is None:
                 model = AutoModelForCTC.from_config(config, **attention)
             else:
                 model = AutoModelForCTC.from_pretrained(
                     self._path(), config=config, ignore_mismatched_sizes=new_head, **self.where(), **attention
                 )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"the model can't be made: {reason}", key="model") from error
         if self.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
@@ -144,20 +144,33 @@ class CTCModel:
         _freeze_unused(model)
         return model
 
-    def processor(self, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-        """Return feature extractor and tokenizer as one processor, which a pipeline loads from the saved model."""
+    def processor(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> ProcessorMixin:
+        """Return feature extractor and tokenizer as one processor, which a pipeline loads from the saved model.
+
+        Raises ConfigError when there is no extractor, or one whose output isn't the model's input.
+        """
         import transformers
 
-        if self.name_or_path is not None:
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(self._path(), **self.where())
-        else:
-            arguments = dict(self.feature_extractor)
-            kind = arguments.pop("feature_extractor_type", "Wav2Vec2FeatureExtractor")
-            if not hasattr(transformers, str(kind)):
-                raise ConfigError(f"transformers has no {kind!r}.", key="model.feature_extractor.feature_extractor_type")
-            extractor = getattr(transformers, kind)(**arguments)
-        on_features = extractor.model_input_names[0] == "input_features"
-        cls = transformers.Wav2Vec2BertProcessor if on_features else transformers.Wav2Vec2Processor
+        key = "model.feature_extractor" if self.name_or_path is None else "model.name_or_path"
+        try:
+            if self.name_or_path is not None:
+                extractor = transformers.AutoFeatureExtractor.from_pretrained(self._path(), **self.where())
+            else:
+                arguments = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", **self.feature_extractor}
+                extractor = getattr(transformers, str(arguments.pop("feature_extractor_type")))(**arguments)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"no feature extractor can be had: {str(error).splitlines()[0]}", key=key) from error
+        given, wanted = extractor.model_input_names[0], model.main_input_name
+        if given != wanted:
+            raise ConfigError(f"{type(extractor).__name__} gives {given}, but {type(model).__name__} takes {wanted}.", key=key)
+        width = getattr(model.config, "feature_projection_input_dim", None)
+        if wanted == "input_features" and width != extractor.num_mel_bins * extractor.stride:
+            raise ConfigError(
+                f"num_mel_bins times stride is {extractor.num_mel_bins * extractor.stride}, "
+                f"but the model's feature_projection_input_dim is {width}.",
+                key=key,
+            )
+        cls = transformers.Wav2Vec2BertProcessor if wanted == "input_features" else transformers.Wav2Vec2Processor
         return cls(feature_extractor=extractor, tokenizer=tokenizer)
 
     def _path(self) -> str:

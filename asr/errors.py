@@ -36,6 +36,14 @@ class DataError(AsrError):
     exit_code = 3
 
 
+def said_by(error: AsrError) -> str:
+    """Return the message of an error, also where a torch loader worker has wrapped it in its traceback."""
+    message = str(error)
+    if not message.startswith("Caught ") or "DataLoader worker" not in message:
+        return message
+    return message.strip().splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
+
+
 class JobError(AsrError):
     """A sweep's job ended badly; it has said why itself."""
 

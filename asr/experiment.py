@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from asr import config, ctc, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
 from asr.collate import CTCCollator, UtteranceDataset
-from asr.errors import AsrError, ConfigError
+from asr.errors import AsrError, ConfigError, said_by
 from asr.runs import Run
 from asr.sources import Source
 
@@ -81,7 +81,8 @@ class Pipeline:
             built = json.loads((run_dir / vocabulary.VOCABULARY_FILE).read_text(encoding="utf-8"))
             return self.vocabulary.tokenizer_from(built, run_dir)
         if self.vocabulary.tokenizer_name_or_path is not None:
-            return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path")
+            where = self.model.where() | {"revision": None}
+            return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **where)
         log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
 
@@ -124,8 +125,8 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
         run.discard()  # the models and metrics it names are loaded before training: exit code 2 leaves nothing behind
         return mistake.exit_code
     except AsrError as mistake:
-        log.error("error: %s", mistake)
-        code, error = mistake.exit_code, str(mistake)
+        code, error = mistake.exit_code, said_by(mistake)
+        log.error("error: %s", error)
     except KeyboardInterrupt:
         log.error("interrupted; what is in %s stays", run.path)
         code, error = 130, "interrupted (Ctrl-C)"
@@ -191,7 +192,7 @@ def work(run: Run) -> None:
     if not pipeline.builds_vocabulary:
         _report_unknown(tokenizer, [r for rows in references.values() for r in rows], run)
     model = pipeline.model.load(tokenizer, new_head=pipeline.builds_vocabulary)
-    processor = pipeline.model.processor(tokenizer)
+    processor = pipeline.model.processor(tokenizer, model)
     extractor = processor.feature_extractor
     datasets = {
         role: UtteranceDataset(table.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], extractor)

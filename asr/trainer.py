@@ -89,7 +89,7 @@ class CTCTraining:
     args: dict[str, Any] = free_form()
     """Any field of GaudiTrainingArguments, by its own name."""
     eval_metrics: list[str] = field(default_factory=lambda: ["wer", "cer"])
-    """wer, cer, mer, or the path or hub name of another evaluate module."""
+    """wer, cer, mer, or the .py file of another evaluate module."""
 
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)
@@ -183,6 +183,7 @@ class SpeechTrainerMixin:
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
+    _train_batch_size: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
@@ -192,7 +193,7 @@ class SpeechTrainerMixin:
         data_seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         batches = LengthGroupedBatches(
             [u.seconds or 0.0 for u in self.train_dataset.utterances],
-            self.args.train_batch_size,
+            self._train_batch_size or self.args.train_batch_size,  # auto_find_batch_size changes the former
             seed=data_seed,
             group_by_length=self.args.group_by_length,
             drop_last=self.args.dataloader_drop_last,

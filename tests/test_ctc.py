@@ -45,8 +45,8 @@ def described(name: str) -> CTCModel:
 def test_every_trained_parameter_gets_a_gradient(name, tokenizer):
     node = described(name)
     model = node.load(tokenizer, new_head=True).train()
-    collator = CTCCollator.for_extractor(node.processor(tokenizer).feature_extractor)
-    batch, _ = batch_of(collator, rows_of(node.processor(tokenizer).feature_extractor))
+    extractor = node.processor(tokenizer, model).feature_extractor
+    batch, _ = batch_of(CTCCollator.for_extractor(extractor), rows_of(extractor))
     model(**batch).loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -78,7 +78,8 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     if model_type == "wav2vec2-bert":
         extractor |= {"feature_size": 80, "num_mel_bins": 80, "stride": 2, "padding_value": 0.0}
     node = CTCModel(architecture={"model_type": model_type, **SMALL, **extra, "apply_spec_augment": False}, feature_extractor=extractor)
-    model, processor = node.load(tokenizer, new_head=True), node.processor(tokenizer)
+    model = node.load(tokenizer, new_head=True)
+    processor = node.processor(tokenizer, model)
     batch, facts = batch_of(CTCCollator.for_extractor(processor.feature_extractor), rows_of(processor.feature_extractor))
     loss = model(**batch).loss
     loss.backward()
@@ -100,7 +101,7 @@ def test_utterance_losses_add_up_to_the_library_s(reduction, tokenizer):
     node = described("wav2vec2_tiny")
     node.ctc_loss_reduction = reduction
     model = node.load(tokenizer, new_head=True).eval()
-    batch, facts = batch_of(CTCCollator("input_values", 0.0, True), rows_of(node.processor(tokenizer).feature_extractor))
+    batch, facts = batch_of(CTCCollator("input_values", 0.0, True), rows_of(node.processor(tokenizer, model).feature_extractor))
     with torch.no_grad():
         outputs = model(**batch)
     ours = utterance_losses(outputs.logits, batch["labels"], frame_lengths(model, facts.lengths), model.config)
@@ -112,7 +113,8 @@ def test_padding_changes_neither_tokens_nor_losses(name, tokenizer):
     """Layer-norm models: alone, in a batch, and with a second of more padding, an utterance gives the same."""
     torch.manual_seed(0)
     node = described(name)
-    model, extractor = node.load(tokenizer, new_head=True).eval(), node.processor(tokenizer).feature_extractor
+    model = node.load(tokenizer, new_head=True).eval()
+    extractor = node.processor(tokenizer, model).feature_extractor
     collator = CTCCollator.for_extractor(extractor)
     rows = rows_of(extractor)
     filler = Row(99, torch.zeros(2 * rows[-1].inputs.shape[0], *rows[-1].inputs.shape[1:]), [3], 1.0)
@@ -147,7 +149,7 @@ def saved(tokenizer, tmp_path):
     node = described("wav2vec2_tiny")
     model = node.load(tokenizer, new_head=True)
     model.save_pretrained(tmp_path / "saved")
-    node.processor(tokenizer).save_pretrained(tmp_path / "saved")
+    node.processor(tokenizer, model).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -177,7 +179,7 @@ def test_a_pretrained_encoder_without_a_head_gets_one(tokenizer, tmp_path):
     assert model.lm_head.out_features == len(tokenizer)
     kept = model.wav2vec2.encoder.layers[0].attention.q_proj.weight
     assert torch.equal(kept, encoder.wav2vec2.encoder.layers[0].attention.q_proj.weight)
-    assert not CTCCollator.for_extractor(node.processor(tokenizer).feature_extractor).with_attention_mask
+    assert not CTCCollator.for_extractor(node.processor(tokenizer, model).feature_extractor).with_attention_mask
 
 
 def test_a_head_for_another_vocabulary_is_refused_unless_it_is_made_anew(saved, tmp_path):
@@ -186,6 +188,33 @@ def test_a_head_for_another_vocabulary_is_refused_unless_it_is_made_anew(saved, 
     with pytest.raises(ConfigError, match=r"size mismatch|mismatched"):
         CTCModel(name_or_path=str(saved)).load(larger, new_head=False)
     assert CTCModel(name_or_path=str(saved)).load(larger, new_head=True).lm_head.out_features == 13
+
+
+def test_a_checkpoint_without_a_feature_extractor_is_named(saved, tokenizer):
+    (saved / "preprocessor_config.json").unlink()
+    node = CTCModel(name_or_path=str(saved))
+    with pytest.raises(ConfigError, match=r"^model\.name_or_path: no feature extractor"):
+        node.processor(tokenizer, node.load(tokenizer, new_head=False))
+
+
+@pytest.mark.parametrize(
+    ("extractor", "message"),
+    [
+        ({}, "Wav2Vec2FeatureExtractor gives input_values, but Wav2Vec2BertForCTC takes input_features"),
+        ({"feature_extractor_type": "NoSuch"}, "no feature extractor can be had: .*NoSuch"),
+        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor", "stride": 2}, "num_mel_bins times stride is 160, but .* is 240"),
+    ],
+)
+def test_an_extractor_that_does_not_fit_the_model_is_refused(extractor, message, tokenizer):
+    node = described("wav2vec2_bert_tiny")
+    node.feature_extractor = extractor
+    with pytest.raises(ConfigError, match=rf"^model\.feature_extractor: {message}"):
+        node.processor(tokenizer, node.load(tokenizer, new_head=True))
+
+
+def test_values_that_no_model_can_have_are_a_configuration_error(tokenizer):
+    with pytest.raises(ConfigError, match=r"^model: the model can't be made"):
+        CTCModel(architecture={"model_type": "wav2vec2", "hidden_size": "wide"}).load(tokenizer, new_head=True)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ CASES = [  # references, hypotheses, wer, cer
 @pytest.mark.parametrize(("references", "hypotheses", "wer", "cer"), CASES)
 def test_golden(references, hypotheses, wer, cer):
     for name, expected in (("wer", wer), ("cer", cer)):
-        assert metrics.load(name)(references=references, predictions=hypotheses) == pytest.approx(expected)
+        assert metrics.load(name)(references=references, predictions=hypotheses) == {name: pytest.approx(expected)}
 
 
 def test_match_error_rate_is_jiwers():
     references, hypotheses = ["a b c d"], ["a x c d e"]
-    assert metrics.load("mer")(references=references, predictions=hypotheses) == jiwer.mer(references, hypotheses)
+    assert metrics.load("mer")(references=references, predictions=hypotheses) == {"mer": jiwer.mer(references, hypotheses)}
 
 
 @pytest.mark.parametrize(
@@ -38,18 +38,36 @@ def test_word_errors(reference, hypothesis, errors):
     assert metrics.word_errors(reference, hypothesis) == errors
 
 
-def test_names_are_checked_without_loading():
-    metrics.check_names(["wer", "cer", "mer", "./my/metric.py", "someone/metric"])
-    with pytest.raises(ConfigError, match="Did you mean wer"):
-        metrics.check_names(["wre"])
+CHARACTERS = """
+import datasets
+import evaluate
 
 
-def test_a_module_that_can_not_be_had_is_named():
-    with pytest.raises(ConfigError, match="nosuch/metric"):
-        metrics.load("nosuch/metric")
+class Characters(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return sum(map(len, predictions))
+"""
 
 
-def test_another_evaluate_module_from_disk(tmp_path):
-    source = (metrics.MODULES / "wer.py").read_text().replace("class Wer", "class Halved").replace("return float(", "return 0.5 * float(")
-    (tmp_path / "halved.py").write_text(source)
-    assert metrics.load(str(tmp_path / "halved.py"))(references=["a"], predictions=["b"]) == 0.5
+def test_another_evaluate_module_from_disk(tmp_path, monkeypatch):
+    (tmp_path / "characters.py").write_text(CHARACTERS)
+    metrics.check_names(["wer", "cer", "mer", str(tmp_path / "characters.py")])
+    assert metrics.load(str(tmp_path / "characters.py"))(references=["a"], predictions=["bcd"]) == 3
+    monkeypatch.chdir(tmp_path)
+    assert metrics.load("characters.py")(references=["a"], predictions=["bc"]) == 2
+
+
+@pytest.mark.parametrize("name", ["wre", "someone/metric", "./gone.py", "exact_match"])
+def test_what_is_no_local_file_is_refused_for_it_would_be_remote_code(name):
+    with pytest.raises(ConfigError, match=r"^eval_metrics: .*is not one of wer, cer, mer"):
+        metrics.check_names([name])
+
+
+def test_a_file_that_is_no_module_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("import nosuchpackage\n")
+    with pytest.raises(ConfigError, match=r"broken\.py"):
+        metrics.load(str(tmp_path / "broken.py"))

@@ -19,7 +19,8 @@ def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation"):
     references = {role: [pipeline.text(u.text) for u in t.utterances] for role, t in tables.items()}
     tmp_path.mkdir(exist_ok=True)
     tokenizer = pipeline.vocabulary.tokenizer_from(pipeline.vocabulary.build([r for rs in references.values() for r in rs]), tmp_path)
-    net, processor = pipeline.model.load(tokenizer, new_head=True), pipeline.model.processor(tokenizer)
+    net = pipeline.model.load(tokenizer, new_head=True)
+    processor = pipeline.model.processor(tokenizer, net)
     data = {
         role: UtteranceDataset(
             t.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], processor.feature_extractor

@@ -20,7 +20,7 @@ def run(composed: DictConfig) -> float | None:
     settings = HydraConfig.get()
     sweeps = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
-    container = composition.to_container(composed)
+    container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
     if code == 0:
         from rich import print as show
@@ -38,10 +38,11 @@ def run(composed: DictConfig) -> float | None:
 def check(asked: composition.CommandLine) -> None:
     """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
     for overrides in asked.jobs:
-        composed = composition.compose(overrides, config_name=asked.config_name, with_hydra=True)
+        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
         pipeline.check_reachable()
-        runs.check_can_hold_run(Path(OmegaConf.select(composed, f"hydra.{'sweep' if asked.action == 'multirun' else 'run'}.dir")))
+        key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
+        runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
 
 
 def main() -> int:
@@ -52,13 +53,13 @@ def main() -> int:
             print(composition.help_text())
             return 0
         check(asked)
-        with composition.explained(sys.argv[1:]):
+        with composition.explained(sys.argv[1:], asked.conf):
             run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return mistake.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, experiment.Terminated) as stop:
+        return experiment.ended_by(stop)[0]
     except Exception:
         traceback.print_exc()
         return 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +36,7 @@ from asr.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VERSION_BASE = "1.3"
+CHECKED_WHOLE = 16  # jobs of a sweep that are all composed before it starts, at a fifth of a second each
 
 
 def schema_of(target: str) -> DictConfig:
@@ -72,13 +77,24 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
+class SchemaSearchPath(SearchPathPlugin):
+    """Puts SchemaSource on every search path, a user's own hydra.searchpath included."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("asr", "schema://")
+
+
 Plugins.instance().register(SchemaSource)
+Plugins.instance().register(SchemaSearchPath)
 
 
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
-    with explained(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
-        return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
+    try:
+        with explained(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
+            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
+    except (ValueError, TypeError) as error:  # such as `dataset=null`
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ class CommandLine:
     action: str
     jobs: Sequence[Sequence[str]]
     config_name: str
+    conf: Path = CONF
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -98,16 +115,20 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     options = get_args_parser().parse_args(list(arguments))
     overrides = list(options.overrides)
     if options.config_dir:
-        overrides.append(f"hydra.searchpath=[schema://,file://{Path(options.config_dir).resolve()}]")
+        folder = str(Path(options.config_dir).resolve()).replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"hydra.searchpath=['file://{folder}']")
     name = options.config_name or "config"
+    conf = CONF.parent / options.config_path if options.config_path else CONF  # relative to launch.py, as Hydra takes it
+    if options.cfg and options.multirun:
+        raise ConfigError("--cfg shows one configuration; leave --multirun out.")
     if options.help and not overrides:
         return CommandLine("help", [], name)
     if options.help or options.cfg or options.hydra_help or options.info or options.shell_completion:
         return CommandLine("other", [], name)
     if not (options.multirun or "hydra.mode=MULTIRUN" in overrides):
-        return CommandLine("run", [overrides], name)
-    with explained(overrides):
-        return CommandLine("multirun", sweep_variants(overrides), name)
+        return CommandLine("run", [overrides], name, conf)
+    with explained(overrides, conf):
+        return CommandLine("multirun", sweep_variants(overrides), name, conf)
 
 
 def help_text(conf: Path = CONF) -> str:
@@ -131,17 +152,21 @@ def to_container(composed: DictConfig) -> dict[str, Any]:
 
 
 def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
-    """Return override lists that together hold every value of a sweep at least once.
+    """Return override lists to check a sweep by: every job of a small one, every value at least once of a large one.
 
-    A grid of a by b values takes a + b - 1 lists rather than a times b: enough to check them all.
+    A large grid of a by b values takes a + b - 1 lists rather than a times b. A glob(...) is left to Hydra.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     columns = []
     for item in parsed:
+        if item.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            continue
         if item.is_sweep_override():
             columns.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
         else:
             columns.append([str(item.input_line)])
+    if math.prod(map(len, columns)) <= CHECKED_WHOLE:
+        return [list(job) for job in product(*columns)]
     first = [column[0] for column in columns]
     others = ([*first[:i], value, *first[i + 1 :]] for i, column in enumerate(columns) for value in column[1:])
     return [first, *others]
@@ -156,6 +181,18 @@ def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
         raise explain(error, overrides, conf) from error
 
 
+def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
+    """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
+    for node, key in (("model", "name_or_path"), ("vocabulary", "tokenizer_name_or_path"), ("dataset", "root")):
+        value = config[node].get(key)
+        if value and (cwd / Path(value).expanduser()).exists():
+            config[node][key] = str((cwd / Path(value).expanduser()).resolve())
+    metrics = config["trainer"].get("eval_metrics")
+    if metrics:
+        config["trainer"]["eval_metrics"] = [str((cwd / m).resolve()) if str(m).endswith(".py") else m for m in metrics]
+    return config
+
+
 def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> ConfigError:
     """Return the ConfigError that says in a user's words what stopped Hydra or OmegaConf."""
     chained = list(_causes(error))
@@ -165,6 +202,12 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
     for cause in chained:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return _unknown_choice(cause, conf)
+    for cause in chained:
+        if isinstance(cause, OverrideParseException):
+            key = cause.override.partition("=")[0] if "=" in cause.override else ""
+            return ConfigError(
+                f"{cause.override!r} can't be parsed; put a value with unusual characters in quotes: 'key=\"value\"'.", key=key
+            )
     for cause in chained:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _wrong_value(cause, overrides, conf)
@@ -184,11 +227,11 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
     missing = str(error.missing_cfg_file)
     listed = re.search(r"Available options in '([^']+)'", str(error))
     if listed is None:
-        return ConfigError(f"there is no conf/{missing}.yaml.", key=missing.rpartition("/")[0])
+        return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])
     group = listed.group(1)
     name = missing.removeprefix(f"{group}/")
     files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
-    options = sorted({*(error.options or []), *map(str, files)})
+    options = sorted({*(error.options or []), *(str(f) for f in files if group == "experiment" or f.parent == Path())})
     return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
 
 

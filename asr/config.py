@@ -8,6 +8,8 @@ Hydra structured configs, https://hydra.cc/docs/tutorials/structured_config/intr
 from __future__ import annotations
 
 import importlib
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 from asr.errors import ConfigError, did_you_mean
 
+SECRET_NAME = re.compile(r"(?i)(token|key|secret|passw|credential)s?$")
+"""Names of environment variables whose values must not be written anywhere."""
 STAGES = ("prepare", "train", "evaluate")
 NODES = ("dataset", "text", "vocabulary", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
@@ -55,6 +59,8 @@ def out_of_range(value: Any, limits: Mapping[str, Any]) -> str:
         return f"{value!r} is not one of {', '.join(limits['values'])}.{did_you_mean(str(value), limits['values'])}"
     if not isinstance(value, (int, float)):
         return ""
+    if not math.isfinite(value):
+        return f"{value} is not a finite number."
     inside = {
         "at_least": lambda limit: value >= limit,
         "above": lambda limit: value > limit,
@@ -111,8 +117,29 @@ def check_root(config: Mapping[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"{config['seed']} is out of range; it must be at least 0 and below 2**32.", key="seed")
     for key in ("experiment_name", "experiment_version"):
-        if not config[key] or Path(config[key]).name != config[key]:
+        if Path(config[key]).name != config[key] or config[key] in ("", ".", ".."):
             raise ConfigError(f"{config[key]!r} can't name a folder; leave out slashes.", key=key)
+
+
+def check_no_secrets(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a value that holds what a secret variable of the environment holds: it would be written."""
+    import os
+
+    secrets = {name: value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
+    for key, value in _leaves(config):
+        for name, secret in secrets.items():
+            if isinstance(value, str) and secret in value:
+                raise ConfigError(f"holds the value of ${name}; secrets come from the environment only and are never written.", key=key)
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    pairs = config.items() if isinstance(config, Mapping) else enumerate(config)
+    for key, value in pairs:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, (Mapping, list, tuple)):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
 
 
 def import_target(path: str, *, key: str = "_target_") -> type:
@@ -136,6 +163,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     import hydra.utils
 
     check_root(config)
+    check_no_secrets(config)
     built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages")}
     for name in NODES:
         node = config.get(name)
@@ -144,7 +172,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             target = import_target(node["_target_"])
             _check_keys(target, node)
-            built[name] = hydra.utils.instantiate(dict(node), _convert_="all")
+            built[name] = hydra.utils.instantiate(dict(node), _convert_="all", _recursive_=False)
             check_ranges(built[name])
         except ConfigError as error:
             raise error.under(name) from error
@@ -158,8 +186,11 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_keys(target: type, node: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(target) if f.init]
     for key in node:
-        if key not in known and not str(key).startswith("_"):
+        if key not in known and key != "_target_":
             raise ConfigError(f"{target.__name__} has no such key.{did_you_mean(str(key), known)}", key=str(key))
+    for key in dotted_keys(node):
+        if key.endswith("._target_"):
+            raise ConfigError("only a group's own _target_ makes an object; nothing below it does.", key=key)
     for item in fields(target):
         required = item.default is MISSING and item.default_factory is MISSING
         if required and node.get(item.name) in (None, "???"):

@@ -95,7 +95,8 @@ class CTCModel:
         if folder.is_dir():
             path = folder / "config.json"
             if not path.is_file():
-                raise ConfigError(f"{name!r} has no config.json, so it is no saved model.", key="name_or_path")
+                near = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+                raise ConfigError(f"{name!r} has no config.json, so it is no saved model.{near}", key="name_or_path")
         elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise ConfigError(f"there is no folder {name!r}.", key="name_or_path")
         else:
@@ -129,7 +130,8 @@ class CTCModel:
                 config = AutoConfig.for_model(**self.architecture)
             else:
                 config = AutoConfig.from_pretrained(self._path(), **self.where())
-            config.update({**self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
+            masks = {"apply_spec_augment": True} if self.mask_time_prob or self.mask_feature_prob else {}
+            config.update({**masks, **self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
             if self.name_or_path is None:
                 model = AutoModelForCTC.from_config(config, **attention)
             else:
@@ -139,6 +141,8 @@ class CTCModel:
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"the model can't be made: {reason}", key="model") from error
+        if new_head and self.name_or_path is not None:
+            model._init_weights(model.lm_head)  # rows of another vocabulary would be kept where the sizes agree
         if self.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
             model.freeze_feature_encoder()
         _freeze_unused(model)
@@ -182,7 +186,7 @@ class CTCModel:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            return Path(hf_hub_download(str(self.name_or_path), filename, revision=self.revision, cache_dir=self.cache_dir))
+            return Path(hf_hub_download(str(self.name_or_path), filename, revision=self.revision, cache_dir=self.cache_dir, etag_timeout=5))
         except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
             offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
             raise ConfigError(
@@ -205,6 +209,11 @@ class CTCModel:
                     raise ConfigError(
                         f"the config of {model_type} has no such key.{did_you_mean(entry, parameters)}", key=f"{name}.{entry}"
                     )
+        extractor = str(self.feature_extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor"))
+        takes = _extractor_parameters(extractor) if self.name_or_path is None else ()
+        for entry in self.feature_extractor:
+            if takes and entry not in takes:
+                raise ConfigError(f"{extractor} has no such argument.{did_you_mean(entry, takes)}", key=f"feature_extractor.{entry}")
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
@@ -220,6 +229,13 @@ def _config_parameters(model_type: str) -> tuple[str, ...]:
     module = f"transformers.models.{package}.configuration_{package}"
     parameters = constructor_parameters(module, classes.get(model_type, ""))
     return (*parameters, *_INHERITED) if parameters else ()
+
+
+def _extractor_parameters(name: str) -> tuple[str, ...]:
+    """Return the arguments of a feature extractor's class; empty for one whose source isn't known here."""
+    package = {"Wav2Vec2FeatureExtractor": "wav2vec2", "SeamlessM4TFeatureExtractor": "seamless_m4t"}.get(name, "")
+    parameters = constructor_parameters(f"transformers.models.{package}.feature_extraction_{package}", name)
+    return (*parameters, "feature_extractor_type", "return_attention_mask", "padding_side") if parameters else ()
 
 
 def _freeze_unused(model: PreTrainedModel) -> None:

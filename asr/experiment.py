@@ -6,6 +6,7 @@ writes them down; the worker, this process or a child of it, reads them and neve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -48,19 +49,31 @@ class Pipeline:
     def of(cls, composed: Mapping[str, Any]) -> Pipeline:
         """Build and check everything that can be checked without data, network or torch; raise ConfigError."""
         pipeline = cls(**config.instantiate(composed))
-        if "train" not in pipeline.stages and "evaluate" in pipeline.stages and pipeline.model.name_or_path is None:
+        if pipeline.only_evaluates and pipeline.model.name_or_path is None:
             raise ConfigError(
                 f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
                 key="model.name_or_path",
             )
+        if pipeline.only_evaluates and pipeline.vocabulary.rebuild:
+            raise ConfigError("a new vocabulary needs training; evaluation takes the model's own.", key="vocabulary.rebuild")
+        pipeline.trainer.check_best_metric()
         return pipeline
+
+    @property
+    def only_evaluates(self) -> bool:
+        return "evaluate" in self.stages and "train" not in self.stages
 
     def check_reachable(self) -> None:
         """Check what the configuration names outside itself; raise ConfigError."""
-        try:
-            self.model.check_reachable()
-        except ConfigError as error:
-            raise error.under("model") from error
+        for name, node in (("model", self.model), ("vocabulary", self.vocabulary)):
+            try:
+                node.check_reachable()
+            except ConfigError as error:
+                raise error.under(name) from error
+        if self.only_evaluates and not self.model.has_own_tokenizer():
+            raise ConfigError(
+                f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
+            )
 
     @property
     def splits(self) -> dict[str, str]:
@@ -89,7 +102,12 @@ class Pipeline:
 
 def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run]:
     """Run an experiment in `run_dir` and return its exit code and run; a sweep's job works in a child process."""
-    pipeline = Pipeline.of(composed)
+    try:
+        pipeline = Pipeline.of(composed)
+    except ConfigError:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # Hydra has made it
+        raise
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
     runs.configure_logging(run.path)
     works = bool({"train", "evaluate"} & set(pipeline.stages))
@@ -108,7 +126,10 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
 
 
 def guarded(run: Run, story: Callable[[], int]) -> int:
-    """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract."""
+    """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract.
+
+    Ctrl-C and a signal that ends the process are recorded and raised again; `ended_by` has their exit codes.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
             signal.signal(number, _terminate)
@@ -127,12 +148,11 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
     except AsrError as mistake:
         code, error = mistake.exit_code, said_by(mistake)
         log.error("error: %s", error)
-    except KeyboardInterrupt:
-        log.error("interrupted; what is in %s stays", run.path)
-        code, error = 130, "interrupted (Ctrl-C)"
-    except Terminated as end:
-        log.error("terminated by %s; what is in %s stays", end.signal.name, run.path)
-        code, error = 128 + end.signal, f"terminated ({end.signal.name})"
+    except (KeyboardInterrupt, Terminated) as end:
+        code, error = ended_by(end)
+        log.error("%s; what is in %s stays", error, run.path)
+        run.finish(code, error)
+        raise  # past Hydra, so that a sweep stops too
     except Exception as unexpected:
         log.error("unexpected failure; please report it with %s\n%s", run.path / "run.log", traceback.format_exc())
         code, error = 1, f"{type(unexpected).__name__}: {unexpected}"
@@ -145,6 +165,13 @@ class Terminated(BaseException):
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
+
+
+def ended_by(stop: KeyboardInterrupt | Terminated) -> tuple[int, str]:
+    """Return exit code and description of a stop from outside."""
+    if isinstance(stop, Terminated):
+        return 128 + stop.signal, f"terminated ({stop.signal.name})"
+    return 130, "interrupted (Ctrl-C)"
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -15,6 +15,8 @@ from asr.audio import seconds_of
 from asr.errors import DataError
 from asr.sources import Source, Utterance
 
+FRAME_SECONDS = 0.025  # what any of the models takes to give one output
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -65,6 +67,8 @@ def build(source: Source, split: str, *, limit: int | None, normalise: Callable[
 
 
 def _reason_to_leave_out(source: Source, seconds: float, text: str) -> str:
+    if seconds < FRAME_SECONDS:
+        return f"shorter than a frame of {FRAME_SECONDS:g} s"
     if seconds < source.min_duration_in_seconds:
         return f"shorter than min_duration_in_seconds ({source.min_duration_in_seconds:g})"
     if source.max_duration_in_seconds is not None and seconds > source.max_duration_in_seconds:

@@ -23,6 +23,8 @@ BUILT_IN = ("wer", "cer", "mer")
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a metric that is neither ours nor a local file: modules of the hub are remote code."""
+    if not names:
+        raise ConfigError(f"is empty; choose from {', '.join(BUILT_IN)}.", key="eval_metrics")
     for name in names:
         if name not in BUILT_IN and not (str(name).endswith(".py") and Path(name).is_file()):
             known = ", ".join(BUILT_IN)

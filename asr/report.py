@@ -45,7 +45,7 @@ def summary(run: Run) -> Table:
         table.add_row("batches", f"{_percent(metrics['padding_efficiency'])} of the input is audio, the rest padding")
     if record.get("error"):
         table.add_row("error", str(record["error"]))
-    table.add_row("run", str(run.path))
+    table.add_row("run", _shown(run.path))
     return table
 
 
@@ -55,15 +55,27 @@ def runs_under(folder: Path) -> list[Run]:
 
 
 def listing(runs: Iterable[Run]) -> Table:
-    """Return one line a run: when, what, how it ended, error rates, and what was overridden."""
-    table = Table("started", "experiment", "status", "WER", "CER", "overrides", "run")
+    """Return one line a run: when, how it ended, error rates, where it lies, and what was overridden."""
+    table = Table()
+    for column in ("started", "status", "WER", "CER"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("run", overflow="fold")
+    table.add_column("overrides", overflow="fold")
     for run in runs:
         record, metrics = run.record, run.metrics
         ended = record["status"] if record["exit_code"] in (0, None) else f"{record['status']} ({record['exit_code']})"
         rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
-        name = f"{record['experiment']} {record['version']}"
-        table.add_row(record["started"][:19].replace("T", " "), name, ended, *rates, " ".join(record["overrides"]), str(run.path))
+        started = record["started"][5:16].replace("T", " ")
+        table.add_row(started, ended, *rates, _shown(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))
     return table
+
+
+def _shown(path: Path) -> str:
+    """Return a path as one would type it here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def _known(metrics: dict[str, Any], key: str) -> bool:

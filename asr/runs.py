@@ -6,6 +6,7 @@ predictions.jsonl and run.log, each written so that a reader never sees half of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,7 +68,7 @@ class Run:
         try:
             (path / RUN_FILE).open("x").close()  # the one who creates it owns the directory
         except FileExistsError as error:
-            raise taken(path) from error
+            raise ConfigError(f"{path} already holds a run; choose another.", key="hydra.run.dir") from error
         run = cls(path, record)
         write_text(path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         run.save()
@@ -114,23 +115,23 @@ class Run:
         write_text(self.path / PREDICTIONS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def discard(self) -> None:
-        """Remove a run that a wrong configuration stopped before it did anything, and its folder if that is empty then."""
+        """Remove a run that a wrong configuration stopped before it did anything.
+
+        Runs start in empty folders only, so all that lies there is the run's own. The experiment's folder goes
+        too when that leaves it empty.
+        """
         logging.shutdown()
         shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.parent.rmdir()
-        except OSError:
-            return  # other runs lie there
+        if self.path.parent.name == self.record["experiment"]:
+            with contextlib.suppress(OSError):  # other runs lie there
+                self.path.parent.rmdir()
 
 
-def taken(path: Path) -> ConfigError:
-    return ConfigError(f"{path} already holds a run; choose another.", key="hydra.run.dir")
-
-
-def check_can_hold_run(path: Path) -> None:
-    """Raise ConfigError when a run can't be written at `path`; leaves nothing there."""
-    if (path / RUN_FILE).exists():
-        raise taken(path)
+def check_can_hold_run(path: Path, *, key: str = "hydra.run.dir") -> None:
+    """Raise ConfigError when `path` isn't empty or can't be written; leaves nothing there."""
+    if path.is_dir() and any(path.iterdir()):
+        what = "already holds a run" if (path / RUN_FILE).exists() else "is not empty"
+        raise ConfigError(f"{path} {what}; choose another.", key=key)
     made: list[Path] = []
     try:
         for folder in reversed([path, *path.parents]):
@@ -141,7 +142,7 @@ def check_can_hold_run(path: Path) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error.strerror}); choose another.", key="hydra.run.dir") from error
+        raise ConfigError(f"{path} can't be written ({error.strerror}); choose another.", key=key) from error
     finally:
         for folder in reversed(made):
             folder.rmdir()

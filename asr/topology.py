@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asr.config import bounded, choice, free_form
+from asr.config import SECRET_NAME, bounded, choice, free_form
 from asr.errors import ConfigError
 
 
@@ -28,6 +28,8 @@ class Topology:
 
     def __post_init__(self) -> None:
         for name, value in self.environment.items():
+            if SECRET_NAME.search(str(name)):
+                raise ConfigError("secrets come from your shell's environment and are never written.", key=f"environment.{name}")
             if value is None or isinstance(value, (dict, list)):
                 raise ConfigError(f"{value!r} can't be the value of an environment variable.", key=f"environment.{name}")
 
@@ -46,5 +48,8 @@ class Topology:
     def run_in_child(self, run_dir: Path) -> int:
         """Run a prepared run directory in a process of its own and return its exit code, 128+n for signal n."""
         command = [sys.executable, "-m", "asr.worker", str(run_dir)]
-        code = subprocess.run(command, env=self.worker_environment(), check=False).returncode
+        environment = self.worker_environment()
+        here = str(Path(__file__).resolve().parent.parent)  # the worker runs this code, whatever else is installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
+        code = subprocess.run(command, env=environment, check=False).returncode
         return 128 - code if code < 0 else code

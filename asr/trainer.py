@@ -17,7 +17,7 @@ from asr.batching import LengthGroupedBatches, SortedBatches
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import free_form, out_of_range
 from asr.ctc import frame_lengths, greedy_tokens, utterance_losses
-from asr.errors import ConfigError, did_you_mean
+from asr.errors import ConfigError, DataError, did_you_mean
 from asr.signatures import Parameter, dataclass_fields
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ RANGES: dict[str, Mapping[str, float]] = {
     "dataloader_num_workers": _NOT_NEGATIVE,
     "dataloader_prefetch_factor": _COUNT,
     "throughput_warmup_steps": _NOT_NEGATIVE,
-    "label_smoothing_factor": _SHARE,
+    "eval_delay": _NOT_NEGATIVE,
+    "torch_empty_cache_steps": _COUNT,
 }
 """Arguments that have a range, though their class doesn't check it."""
 
@@ -65,6 +66,9 @@ ELSEWHERE = {
     "resume_from_checkpoint": "a run trains from its start",
     "hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
     "push_to_hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
+    "label_smoothing_factor": "CTC has no smoothed labels",
+    "eval_do_concat_batches": "an evaluation is scored as a whole",
+    "batch_eval_metrics": "an evaluation is scored as a whole",
     "prediction_loss_only": "trainer.eval_metrics says what is scored",
     "remove_unused_columns": "batches hold what the model takes and nothing else",
     "overwrite_output_dir": "a run never overwrites another",
@@ -114,20 +118,30 @@ class CTCTraining:
             "output_dir": str(run_dir / "checkpoints"),
             "logging_dir": str(run_dir / "tensorboard"),
             "seed": seed,
-            "prediction_loss_only": "trainer.eval_metrics says what is scored",
             "remove_unused_columns": False,
         }
         args = gaudi.training_arguments(**{**ours, **self.args, **topology.training_arguments()})
-        return mixed_into(gaudi.trainer_class())(
-            model=model,
-            gaudi_config=gaudi_config.build(),
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            compute_metrics=compute_metrics,
-            processing_class=processor,
-        )
+        try:
+            return mixed_into(gaudi.trainer_class())(
+                model=model,
+                gaudi_config=gaudi_config.build(),
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                compute_metrics=compute_metrics,
+                processing_class=processor,
+            )
+        except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
+            raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+
+    def check_best_metric(self) -> None:
+        """Raise ConfigError for a metric_for_best_model that no evaluation gives."""
+        best = self.args.get("metric_for_best_model")
+        measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
+        if best is not None and best.removeprefix("eval_") not in measured:
+            near = did_you_mean(best, measured)
+            raise ConfigError(f"{best!r} is not one of {', '.join(measured)}.{near}", key="trainer.args.metric_for_best_model")
 
 
 def _checked_argument(name: str, value: Any) -> Any:
@@ -198,6 +212,11 @@ class SpeechTrainerMixin:
             group_by_length=self.args.group_by_length,
             drop_last=self.args.dataloader_drop_last,
         )
+        if not len(batches):
+            raise DataError(
+                f"{len(self.train_dataset)} utterances make no full batch of {batches.batch_size}: lower "
+                "trainer.args.per_device_train_batch_size or leave dataloader_drop_last out."
+            )
         return self._loader(self.train_dataset, batches)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

@@ -38,20 +38,30 @@ class Vocabulary:
         specials = (self.pad_token, self.unk_token, self.word_delimiter_token)
         if len(set(specials)) < 3 or not all(specials):
             raise ConfigError(f"pad_token, unk_token and word_delimiter_token must differ, not {', '.join(map(repr, specials))}.")
+        if len(self.word_delimiter_token) != 1:
+            raise ConfigError(f"{self.word_delimiter_token!r} is not one character, as it must be.", key="word_delimiter_token")
         if self.rebuild and self.tokenizer_name_or_path:
             raise ConfigError("can't be true while tokenizer_name_or_path is given; drop one.", key="rebuild")
+
+    def check_reachable(self) -> None:
+        """Raise ConfigError for a tokenizer folder that isn't there."""
+        name = self.tokenizer_name_or_path
+        if name and name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+            raise ConfigError(f"there is no folder {name!r}.", key="tokenizer_name_or_path")
 
     def build(self, transcripts: Iterable[str]) -> dict[str, int]:
         """Return token to id: pad, unk, word delimiter, then every character in code point order.
 
-        Raises DataError when a transcript holds the delimiter's own character.
+        Raises DataError when a transcript holds one of the special tokens: its labels would be wrong.
         """
+        transcripts = list(transcripts)
+        for key in ("word_delimiter_token", "pad_token", "unk_token"):
+            token = getattr(self, key)
+            if any(token in transcript for transcript in transcripts):
+                raise DataError(
+                    f"the transcripts contain {token!r}, which is vocabulary.{key}: add it to text.remove, or choose another token."
+                )
         characters = sorted(set().union(*map(set, transcripts)) - {" "})
-        if self.word_delimiter_token in characters:
-            raise DataError(
-                f"the transcripts contain {self.word_delimiter_token!r}, which stands for the space between words: "
-                "add it to text.remove, or choose another vocabulary.word_delimiter_token."
-            )
         tokens = [self.pad_token, self.unk_token, self.word_delimiter_token, *characters]
         return {token: i for i, token in enumerate(tokens)}
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,6 @@ class Launched:
     code: int
     out: str
     err: str
-    seconds: float
     cwd: Path
 
     @property
@@ -61,11 +59,10 @@ def launch(own_cache: Path) -> Callable[..., Launched]:
     """Return a function that runs launch.py as a user does, in a directory of its own."""
 
     def run(cwd: Path, *arguments: str, environment: dict[str, str] | None = None) -> Launched:
-        begin = time.monotonic()
         done = subprocess.run(
             launch_command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **(environment or {})}
         )
-        return Launched(done.returncode, done.stdout, done.stderr, time.monotonic() - begin, cwd)
+        return Launched(done.returncode, done.stdout, done.stderr, cwd)
 
     return run
 

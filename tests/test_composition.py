@@ -85,6 +85,19 @@ MISTAKES = [
     ("text.case=Lower", r"^text\.case: .* Did you mean lower\?"),
     ("stages=[evaluate]", r"^model\.name_or_path: .* name a trained model"),
     ("seed=${nowhere}", r"nowhere"),
+    ("dataset=null", r".+"),
+    ("+dataset._partial_=true", r"^dataset\._partial_: "),
+    ("+model._args_=[1]", r"^model\._args_: "),
+    ("+model.config._target_=os.makedirs", r"^model\.config\._target_: only a group's own _target_"),
+    ("model.feature_extractor.num_mel_bin=40", r"^model\.feature_extractor\.num_mel_bin: .* Did you mean num_mel_bins\?"),
+    ("trainer.args.learning_rate=inf", r"^trainer\.args\.learning_rate: inf is not a finite number"),
+    ("trainer.args.metric_for_best_model=wre", r"^trainer\.args\.metric_for_best_model: .* Did you mean wer\?"),
+    ("trainer.args.label_smoothing_factor=0.1", r"^trainer\.args\.label_smoothing_factor: is not set here: CTC"),
+    ("trainer.eval_metrics=[]", r"^trainer\.eval_metrics: is empty"),
+    ("trainer.args.run_name=é", r"^trainer\.args\.run_name: .* quotes"),
+    ("experiment_name=..", r"^experiment_name: "),
+    ("topology.environment.WANDB_API_KEY=x", r"^topology\.environment\.WANDB_API_KEY: secrets come from"),
+    ("trainer.args.run_name=${oc.env:PLANTED_TOKEN}", r"^trainer\.args\.run_name: holds the value of \$PLANTED_TOKEN"),
     ("trainer.args.max_steps=1,2", r"--multirun"),
     ("=", r".+"),
     ("model", r".+"),
@@ -92,7 +105,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)
-def test_a_mistake_names_the_key_and_the_nearest_right_one(override, message):
+def test_a_mistake_names_the_key_and_the_nearest_right_one(override, message, monkeypatch):
+    monkeypatch.setenv("PLANTED_TOKEN", "not to be written")
     with pytest.raises(ConfigError, match=message):
         Pipeline.of(composed(override))
 
@@ -120,13 +134,33 @@ def test_no_read_bare_is_the_word_no():
     assert Pipeline.of(composed("trainer.args.eval_strategy=no")).trainer.args["eval_strategy"] == "no"
 
 
-def test_a_grid_is_checked_value_by_value_not_product_by_product():
-    assert composition.sweep_variants(["a=1,2,3", "b=x,y", "c=5"]) == [
-        ["a=1", "b=x", "c=5"],
-        ["a=2", "b=x", "c=5"],
-        ["a=3", "b=x", "c=5"],
-        ["a=1", "b=y", "c=5"],
-    ]
+def test_a_small_grid_is_checked_whole_and_a_large_one_value_by_value():
+    pairs = [["a=1", "b=x", "c=5"], ["a=1", "b=y", "c=5"], ["a=2", "b=x", "c=5"], ["a=2", "b=y", "c=5"]]
+    assert composition.sweep_variants(["a=1,2", "b=x,y", "c=5"]) == pairs
+    variants = composition.sweep_variants(["a=range(0,20)", "b=choice(x,y,z)", "experiment=glob(*)"])
+    assert len(variants) == 20 + 3 - 1
+    assert {"b=x", "b=y", "b=z"} == {word for variant in variants for word in variant if word.startswith("b=")}
+
+
+def test_config_path_and_searchpath_are_followed(tmp_path):
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "my conf, x=1")
+    (tmp_path / "extra it's" / "topology").mkdir(parents=True)
+    shutil.copy(CONF / "topology" / "cpu.yaml", tmp_path / "extra it's" / "topology" / "mine.yaml")
+    asked = composition.read_command_line(["-cp", str(tmp_path / "my conf, x=1"), "seed=3"])
+    assert composition.compose(asked.jobs[0], conf=asked.conf)["seed"] == 3
+    asked = composition.read_command_line(["--config-dir", str(tmp_path / "extra it's"), "topology=mine"])
+    assert composition.compose(asked.jobs[0])["topology"]["device"] == "cpu"
+    with pytest.raises(ConfigError, match=r"leave --multirun out"):
+        composition.read_command_line(["-m", "--cfg", "job"])
+
+
+def test_local_paths_become_absolute(tmp_path):
+    (tmp_path / "m").mkdir()
+    config = composition.with_absolute_paths(composed("model.name_or_path=m", "dataset.root=nowhere"), tmp_path)
+    assert config["model"]["name_or_path"] == str(tmp_path / "m")
+    assert config["dataset"]["root"] == "nowhere"
 
 
 def test_composing_and_checking_import_no_heavy_package():

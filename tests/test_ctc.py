@@ -61,6 +61,19 @@ def test_an_unused_mask_embedding_is_frozen_and_said_so(tokenizer, caplog):
     assert counts["total"] - counts["trained"] == 32 + sum(p.numel() for p in model.wav2vec2.feature_extractor.parameters())
 
 
+@pytest.mark.parametrize("name", ["wav2vec2_bert_tiny", "wav2vec2_tiny"])
+def test_a_mask_probability_masks(name, tokenizer):
+    node = described(name)
+    node.mask_time_prob, node.mask_time_length = 0.3, 2
+    model = node.load(tokenizer, new_head=True).train()
+    extractor = node.processor(tokenizer, model).feature_extractor
+    batch, _ = batch_of(CTCCollator.for_extractor(extractor), rows_of(extractor))
+    model(**batch).loss.backward()
+    embedding = next(p for n, p in model.named_parameters() if n.endswith("masked_spec_embed"))
+    assert embedding.requires_grad
+    assert embedding.grad.abs().sum() > 0
+
+
 def architectures():
     from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
@@ -182,6 +195,15 @@ def test_a_pretrained_encoder_without_a_head_gets_one(tokenizer, tmp_path):
     assert not CTCCollator.for_extractor(node.processor(tokenizer, model).feature_extractor).with_attention_mask
 
 
+def test_a_new_vocabulary_starts_the_head_afresh_though_the_sizes_agree(saved, tmp_path):
+    vocabulary = Vocabulary()
+    other = vocabulary.tokenizer_from(vocabulary.build(["uvwxyz"]), tmp_path)
+    kept, afresh = (CTCModel(name_or_path=str(saved)).load(other, new_head=new) for new in (False, True))
+    assert not torch.equal(kept.lm_head.weight, afresh.lm_head.weight)
+    assert afresh.lm_head.bias.abs().sum() == 0
+    assert torch.equal(kept.wav2vec2.encoder.layers[0].attention.q_proj.weight, afresh.wav2vec2.encoder.layers[0].attention.q_proj.weight)
+
+
 def test_a_head_for_another_vocabulary_is_refused_unless_it_is_made_anew(saved, tmp_path):
     vocabulary = Vocabulary()
     larger = vocabulary.tokenizer_from(vocabulary.build(["abcdefghij"]), tmp_path)
@@ -234,6 +256,10 @@ def test_a_model_that_can_not_be_found_names_the_key(name, message):
 def test_folders_that_are_no_ctc_model(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         CTCModel(name_or_path=str(tmp_path)).check_reachable()
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"Did you mean .*run/model\?"):
+        CTCModel(name_or_path=str(tmp_path / "run")).check_reachable()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
         CTCModel(name_or_path=str(tmp_path)).check_reachable()

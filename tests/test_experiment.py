@@ -16,7 +16,7 @@ from asr.runs import Run, configure_logging
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run.create(tmp_path / "outputs" / "r", composed(*TINY), command=[], overrides=[])
+    made = Run.create(tmp_path / "outputs" / "spoken_digits_ctc" / "r", composed(*TINY), command=[], overrides=[])
     configure_logging(made.path)
     return made
 
@@ -43,10 +43,7 @@ def killing(number):
         (lambda: 0, 0, "finished", None),
         (lambda: 7, 7, "failed", "the worker ended with exit code 7"),
         (raising(DataError("a.wav is bad")), 3, "failed", "a.wav is bad"),
-        (raising(KeyboardInterrupt()), 130, "failed", "interrupted (Ctrl-C)"),
         (raising(ZeroDivisionError("oops")), 1, "failed", "ZeroDivisionError: oops"),
-        (killing(signal.SIGTERM), 143, "failed", "terminated (SIGTERM)"),
-        (killing(signal.SIGHUP), 129, "failed", "terminated (SIGHUP)"),
     ],
 )
 def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, error):
@@ -57,9 +54,25 @@ def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, erro
         assert str(error).rpartition(": ")[2] in (run.path / "run.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("story", "code", "error"),
+    [
+        (raising(KeyboardInterrupt()), 130, "interrupted (Ctrl-C)"),
+        (killing(signal.SIGTERM), 143, "terminated (SIGTERM)"),
+        (killing(signal.SIGHUP), 129, "terminated (SIGHUP)"),
+    ],
+)
+def test_a_stop_from_outside_is_recorded_and_goes_on_up(run, story, code, error):
+    with pytest.raises((KeyboardInterrupt, experiment.Terminated)) as stop:
+        experiment.guarded(run, story)
+    assert experiment.ended_by(stop.value) == (code, error)
+    record = Run.load(run.path).record
+    assert (record["status"], record["exit_code"], record["error"]) == ("failed", code, error)
+
+
 def test_a_configuration_error_found_late_leaves_nothing(run, tmp_path):
     assert experiment.guarded(run, raising(ConfigError("no such model", key="model.name_or_path"))) == 2
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 def test_a_child_s_own_end_stands(run):
@@ -97,6 +110,16 @@ def test_limits_apply_to_each_split(run):
 def test_an_empty_dataset_after_filtering_is_bad_data(run):
     with pytest.raises(DataError, match=r"no utterance is left \(24 longer than max_duration_in_seconds"):
         experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_duration_in_seconds=0.01")), run)
+
+
+def test_evaluating_needs_a_ctc_head_and_its_vocabulary(run_dir, tmp_path):
+    import json
+
+    with pytest.raises(ConfigError, match=r"^vocabulary\.rebuild: a new vocabulary needs training"):
+        Pipeline.of(composed("stages=[evaluate]", "vocabulary.rebuild=true", f"model.name_or_path='{run_dir}/model'"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForPreTraining"]}))
+    with pytest.raises(ConfigError, match=r"^model\.name_or_path: .* has no CTC output layer"):
+        Pipeline.of(composed("stages=[evaluate]", f"model.name_or_path='{tmp_path}'")).check_reachable()
 
 
 def test_evaluation_alone_reads_the_evaluation_split_alone(run_dir):

@@ -48,6 +48,12 @@ def test_a_transcript_that_normalises_to_nothing_is_left_out(rows):
     assert [u.id for u in table.utterances] == ["u3"]
 
 
+def test_less_than_a_frame_is_left_out(rows, tmp_path):
+    short = [Utterance("none", wav(tmp_path, "none", 0), "a"), Utterance("short", wav(tmp_path, "short", 0.02), "a")]
+    table = manifest.build(Files(rows=[*rows, *short]), "train", limit=None, normalise=str)
+    assert dict(table.left_out) == dict.fromkeys(["none", "short"], "shorter than a frame of 0.025 s")
+
+
 def test_a_limit_takes_the_first(rows):
     assert [u.id for u in manifest.build(Files(rows=rows), "train", limit=2, normalise=str).utterances] == ["u1", "u2"]
 

@@ -89,12 +89,22 @@ def test_predictions_keep_every_script(run):
     assert [json.loads(x) for x in (run.path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()] == [line]
 
 
-def test_discarding_removes_the_run_and_its_empty_folder_only(run, tmp_path):
-    run.discard()
+def test_a_folder_with_anything_in_it_is_refused_for_a_late_mistake_would_discard_it(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years")
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*precious is not empty"):
+        runs.check_can_hold_run(tmp_path / "precious", key="hydra.sweep.dir")
+
+
+def test_discarding_removes_the_run_and_the_experiment_s_empty_folder_only(tmp_path):
+    folder = tmp_path / "spoken_digits_ctc"
+    Run.create(folder / "r", composed(), command=[], overrides=[]).discard()
     assert list(tmp_path.iterdir()) == []
-    kept = Run.create(tmp_path / "out" / "kept", composed(), command=[], overrides=[])
-    Run.create(tmp_path / "out" / "r", composed(), command=[], overrides=[]).discard()
-    assert list((tmp_path / "out").iterdir()) == [kept.path]
+    kept = Run.create(folder / "kept", composed(), command=[], overrides=[])
+    Run.create(folder / "r", composed(), command=[], overrides=[]).discard()
+    assert list(folder.iterdir()) == [kept.path]
+    Run.create(tmp_path / "mine" / "r", composed(), command=[], overrides=[]).discard()
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

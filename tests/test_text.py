@@ -27,6 +27,17 @@ def test_unicode_form_joins_letter_and_accent_in_text_and_in_what_is_removed():
     assert TextRules(remove="\u00e9")("cafe\u0301") == "caf"
 
 
+@pytest.mark.parametrize("case", ["lower", "upper", "keep"])
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFD", "NFKD"])
+def test_normalising_twice_changes_nothing(case, form):
+    """A perfect hypothesis is a normalised reference that is normalised again: it must score as perfect."""
+    rules = TextRules(case=case, unicode_normalization=form, remove="Ee-")
+    letters = [chr(c) for c in range(0x20, 0x2FFF) if chr(c).isprintable()]
+    for letter in letters:
+        once = rules(f"a{letter}b")
+        assert rules(once) == once, hex(ord(letter))
+
+
 def test_words_stay_apart():
     assert TextRules(remove=" x")("one  two\tx three ") == "one two three"
 

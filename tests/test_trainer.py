@@ -6,6 +6,7 @@ from conftest import TINY, composed
 
 from asr import manifest, metrics, trainer
 from asr.collate import CTCCollator, UtteranceDataset
+from asr.errors import ConfigError, DataError
 from asr.experiment import Pipeline
 
 
@@ -114,6 +115,18 @@ def test_training_sees_every_utterance_once_an_epoch_and_reshuffles(tmp_path):
     assert epochs[0] != epochs[1]
 
 
+def test_an_epoch_without_a_batch_is_bad_data_not_a_finished_run(tmp_path):
+    made, _ = built(tmp_path, "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64")
+    with pytest.raises(DataError, match="24 utterances make no full batch of 64"):
+        made.train()
+
+
+def test_a_batch_size_that_was_found_is_the_loader_s(tmp_path):
+    made, _ = built(tmp_path)
+    made._train_batch_size = 4  # what auto_find_batch_size does after running out of memory
+    assert {len(batch) for batch in made.get_train_dataloader().batch_sampler} == {4}
+
+
 def test_what_went_through_forward_is_counted(tmp_path):
     made, _ = built(tmp_path, "trainer.args.max_steps=3", "trainer.args.per_device_train_batch_size=8", "trainer.args.save_strategy=no")
     made.train()
@@ -139,8 +152,6 @@ def test_workers_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(trainer.ELSEWHERE))
 def test_arguments_decided_elsewhere_say_where(name):
-    from asr.errors import ConfigError
-
     with pytest.raises(ConfigError, match=rf"^args\.{name}: is not set here"):
         trainer.CTCTraining(args={name: None})
 

@@ -12,6 +12,22 @@ def test_pad_is_zero_and_characters_are_in_code_point_order():
     assert list(built.values()) == list(range(8))
 
 
+@pytest.mark.parametrize(("tokens", "transcript"), [({"pad_token": "o"}, "one"), ({"unk_token": "e"}, "one"), ({}, "a [PAD] b")])
+def test_special_tokens_in_the_text_are_refused(tokens, transcript):
+    with pytest.raises(DataError, match=r"which is vocabulary\.(pad|unk)_token"):
+        Vocabulary(**tokens).build([transcript])
+
+
+def test_the_word_delimiter_is_one_character():
+    with pytest.raises(ConfigError, match=r"^word_delimiter_token: '<sp>' is not one character"):
+        Vocabulary(word_delimiter_token="<sp>")
+
+
+def test_a_tokenizer_folder_that_is_not_there_is_known_at_once():
+    with pytest.raises(ConfigError, match=r"^tokenizer_name_or_path: there is no folder"):
+        Vocabulary(tokenizer_name_or_path="./nosuch").check_reachable()
+
+
 def test_the_order_of_transcripts_does_not_matter():
     assert Vocabulary().build(["ab", "cd"]) == Vocabulary().build(["dc", "ba", "ab"])
 

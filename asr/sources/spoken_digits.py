@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from asr.config import bounded, cache_root
-from asr.errors import ConfigError, did_you_mean
+from asr.errors import ConfigError, DataError, did_you_mean
 from asr.sources import Source, Utterance
 from asr.sources.espeak import SAMPLE_RATE_HZ, Line, Voice, speak
 
@@ -73,11 +73,16 @@ class SpokenDigits(Source):
 
     def utterances(self, split: str) -> Iterator[Utterance]:
         folder = self.folder()
-        if not folder.is_dir():
-            self._make(folder)
-        with (folder / f"{split}.jsonl").open(encoding="utf-8") as rows:
-            for row in map(json.loads, rows):
-                yield Utterance(row["id"], folder / row["audio"], row["text"], row["speaker"])
+        try:
+            if not folder.is_dir():
+                self._make(folder)
+            rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder} can't be made or read ({error}): check dataset.root, or remove the folder to make it anew."
+            ) from error
+        for row in rows:
+            yield Utterance(row["id"], folder / row["audio"], row["text"], row["speaker"])
 
     def folder(self) -> Path:
         """Return where the corpus lies; its name holds the fingerprint, so another recipe is another folder."""

@@ -130,6 +130,15 @@ def test_evaluating_a_run_s_model_alone(launch, run_dir, tmp_path):
     assert read(tmp_path / "e" / "run.json")["vocabulary"]["unknown_characters"] == {}
 
 
+def test_a_relative_model_path_holds_in_another_directory(launch, run_dir, tmp_path):
+    import shutil
+
+    shutil.copytree(run_dir / "model", tmp_path / "mod")
+    done = launch(tmp_path, *TINY, "stages=[evaluate]", "model.name_or_path=mod", "hydra.job.chdir=true", "hydra.run.dir=e")
+    assert done.code == 0, done.err
+    assert yaml.safe_load((tmp_path / "e" / "config.yaml").read_text())["model"]["name_or_path"] == str(tmp_path / "mod")
+
+
 def test_fine_tuning_from_a_run_s_model_starts_from_it_with_its_tokenizer(launch, run_dir, tmp_path):
     """A local model directory is a model: optimum-habana's script would take it for a checkpoint to resume."""
     done = launch(tmp_path, *SHORT, f"model.name_or_path='{run_dir / 'model'}'", "trainer.args.learning_rate=0", "hydra.run.dir=f")
@@ -153,6 +162,35 @@ def test_a_sweep_runs_each_job_in_its_own_directory_and_process(launch, tmp_path
     assert [read(job / "run.json")["status"] for job in jobs] == ["finished"] * 2
     assert [len(read(job / "metrics.json")) > 5 for job in jobs] == [True, True]
     assert "trainer:" in (jobs[1] / "run.log").read_text()
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails(launch, tmp_path):
+    grid = "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64,8"
+    done = launch(tmp_path, "-m", *SHORT, *grid, "hydra.sweep.dir=s")
+    assert done.code == 3
+    assert [read(tmp_path / "s" / str(i) / "run.json")["status"] for i in range(2)] == ["failed", "finished"]
+    assert "Traceback" not in done.err
+
+
+def test_ctrl_c_stops_a_sweep(tmp_path, own_cache):
+    command = launch_command("-m", *TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "seed=1,2", "hydra.sweep.dir=s")
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_for(lambda: "trainer: optimum" in (tmp_path / "s" / "0" / "run.log").read_text())
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal sends
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert read(tmp_path / "s" / "0" / "run.json")["exit_code"] == 130
+    assert not (tmp_path / "s" / "1").exists()
+
+
+def test_a_worker_does_not_outlive_its_parent(tmp_path, own_cache):
+    command = launch_command("-m", *TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "seed=1,2", "hydra.sweep.dir=s")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: "trainer: optimum" in (tmp_path / "s" / "0" / "run.log").read_text())
+        process.kill()
+    wait_for(lambda: read(tmp_path / "s" / "0" / "run.json")["exit_code"] == 143, seconds=20)
 
 
 def test_a_sweep_with_a_bad_job_starts_none(launch, tmp_path):
@@ -246,6 +284,15 @@ def test_a_file_that_goes_bad_after_its_header_ends_in_3(launch, digits, tmp_pat
     assert done.code == 3
     assert f"{bad} holds samples that are NaN" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_folder_with_files_is_left_alone(launch, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    done = launch(tmp_path, *TINY, "hydra.run.dir=precious", "vocabulary.tokenizer_name_or_path=nosuch/tokenizer")
+    assert done.code == 2
+    assert "precious is not empty" in done.err
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_directory_that_holds_a_run_is_refused(launch, run_dir):

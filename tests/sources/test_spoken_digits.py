@@ -4,7 +4,7 @@ import pytest
 import soundfile
 from conftest import TINY_CORPUS
 
-from asr.errors import ConfigError
+from asr.errors import ConfigError, DataError
 from asr.sources import espeak
 from asr.sources.spoken_digits import SPLITS, SpokenDigits, split_of
 
@@ -58,6 +58,21 @@ def test_a_failed_synthesis_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="stopped"):
         list(SpokenDigits(root=str(tmp_path)).utterances("train"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("root", ["/proc/x", "/etc/passwd"])
+def test_a_root_that_can_not_hold_a_corpus_is_named(root):
+    with pytest.raises(DataError, match=rf"^{root}/.*check dataset\.root"):
+        list(SpokenDigits(root=root).utterances("train"))
+
+
+def test_a_corpus_with_a_part_missing_is_named(digits, tmp_path):
+    import shutil
+
+    shutil.copytree(digits.folder(), tmp_path / digits.folder().name)
+    (tmp_path / digits.folder().name / "test.jsonl").unlink()
+    with pytest.raises(DataError, match="remove the folder to make it anew"):
+        list(SpokenDigits(**TINY_CORPUS, root=str(tmp_path)).utterances("test"))
 
 
 def test_a_voice_that_espeak_does_not_know_is_an_error(tmp_path):

@@ -149,6 +149,7 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
         code, error = mistake.exit_code, said_by(mistake)
         log.error("error: %s", error)
     except (KeyboardInterrupt, Terminated) as end:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         code, error = ended_by(end)
         log.error("%s; what is in %s stays", error, run.path)
         run.finish(code, error)
@@ -175,6 +176,12 @@ def ended_by(stop: KeyboardInterrupt | Terminated) -> tuple[int, str]:
 
 
 def _terminate(number: int, _frame: object) -> None:
+    """Raise Terminated, and again every second until `guarded` has it.
+
+    An exception raised from a signal handler is lost when the signal arrives in a destructor or a callback from C.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: _terminate(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 1)
     raise Terminated(number)
 
 

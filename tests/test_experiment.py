@@ -70,6 +70,23 @@ def test_a_stop_from_outside_is_recorded_and_goes_on_up(run, story, code, error)
     assert (record["status"], record["exit_code"], record["error"]) == ("failed", code, error)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_destructor_swallows_comes_again(run):
+    class Deaf:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the handler raises here, and Python drops it
+
+    def story():
+        Deaf()
+        time.sleep(10)
+        return 0
+
+    with pytest.raises(experiment.Terminated):
+        experiment.guarded(run, story)
+    assert Run.load(run.path).record["exit_code"] == 143
+
+
 def test_a_configuration_error_found_late_leaves_nothing(run, tmp_path):
     assert experiment.guarded(run, raising(ConfigError("no such model", key="model.name_or_path"))) == 2
     assert list((tmp_path / "outputs").iterdir()) == []

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ class CTCModel:
         elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise ConfigError(f"there is no folder {name!r}.", key="name_or_path")
         else:
-            path = self._download("config.json")
+            path = _downloaded_config(name, self.revision, self.cache_dir)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -181,20 +182,6 @@ class CTCModel:
         folder = Path(str(self.name_or_path)).expanduser()
         return str(folder) if folder.is_dir() else str(self.name_or_path)
 
-    def _download(self, filename: str) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(str(self.name_or_path), filename, revision=self.revision, cache_dir=self.cache_dir, etag_timeout=5))
-        except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
-            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-            raise ConfigError(
-                f"{self.name_or_path!r} is neither a local folder, nor in the hub's cache, nor to be had from the hub{offline}: "
-                f"{type(error).__name__}. Check the name, or give a folder that holds config.json and weights.",
-                key="name_or_path",
-            ) from error
-
     def _check_config_keys(self, model_type: str) -> None:
         """Raise ConfigError for a model type without a CTC model, or a value its config class doesn't take."""
         known_types = string_dict("transformers.models.auto.modeling_auto", "MODEL_FOR_CTC_MAPPING_NAMES")
@@ -217,6 +204,23 @@ class CTCModel:
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
+
+
+@lru_cache
+def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -> Path:
+    """Return the config.json of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, cache_dir=cache_dir, etag_timeout=5))
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise ConfigError(
+            f"{name!r} is neither a local folder, nor in the hub's cache, nor to be had from the hub{offline}: "
+            f"{type(error).__name__}. Check the name, or give a folder that holds config.json and weights.",
+            key="name_or_path",
+        ) from error
 
 
 _INHERITED = ("apply_spec_augment", "gradient_checkpointing", "id2label", "label2id", "architectures", "torch_dtype", "initializer_range")

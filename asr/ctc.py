@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -209,15 +208,26 @@ class CTCModel:
 @lru_cache
 def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -> Path:
     """Return the config.json of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
+    import contextlib
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    where = {"filename": "config.json", "revision": revision, "cache_dir": cache_dir}
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision, cache_dir=cache_dir, etag_timeout=5))
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(name, **where, local_files_only=True))
+        if not (HF_HUB_OFFLINE or getproxies()):  # without a name server the hub's client would retry for half a minute
+            socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+        return Path(hf_hub_download(name, **where, etag_timeout=5))
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
         raise ConfigError(
-            f"{name!r} is neither a local folder, nor in the hub's cache, nor to be had from the hub{offline}: "
+            f"{name!r} is neither a local folder, nor in the hub's cache, nor to be had from {ENDPOINT}{offline}: "
             f"{type(error).__name__}. Check the name, or give a folder that holds config.json and weights.",
             key="name_or_path",
         ) from error

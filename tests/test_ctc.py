@@ -253,6 +253,25 @@ def test_a_model_that_can_not_be_found_names_the_key(name, message):
         CTCModel(name_or_path=name).check_reachable()
 
 
+def test_a_hub_model_comes_from_the_hub_s_cache_without_a_network(saved, tokenizer, tmp_path):
+    import shutil
+
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    node = CTCModel(name_or_path="someone/tiny", cache_dir=str(tmp_path / "hub"))
+    node.check_reachable()
+    assert node.has_own_tokenizer()
+    model = node.load(tokenizer, new_head=False)
+    kept = CTCModel(name_or_path=str(saved)).load(tokenizer, new_head=False)
+    assert torch.equal(model.lm_head.weight, kept.lm_head.weight)
+    assert node.processor(tokenizer, model).feature_extractor.sampling_rate == 16000
+    with pytest.raises(ConfigError, match=r"^name_or_path: 'someone/tiny' is neither"):
+        CTCModel(name_or_path="someone/tiny", revision="v2", cache_dir=str(tmp_path / "hub")).check_reachable()
+
+
 def test_folders_that_are_no_ctc_model(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         CTCModel(name_or_path=str(tmp_path)).check_reachable()

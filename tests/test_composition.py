@@ -177,3 +177,11 @@ def test_yaml_files_name_no_unknown_place():
     for path in CONF.rglob("*.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
     assert Path(CONF / "config.yaml").read_text().count("\n") < 40
+
+
+def test_a_bare_experiment_name_is_its_newest_version():
+    for alias in (CONF / "experiment").glob("*.yaml"):
+        versions = sorted(int(path.stem[1:]) for path in (CONF / "experiment" / alias.stem).glob("v*.yaml") if path.stem[1:].isdigit())
+        assert yaml.safe_load(alias.read_text())["defaults"] == [f"{alias.stem}/v{versions[-1]}"]
+        released = composed(f"experiment={alias.stem}")
+        assert (released["experiment_name"], released["experiment_version"]) == (alias.stem, f"v{versions[-1]}")

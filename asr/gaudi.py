@@ -52,7 +52,7 @@ def habana_is_installed() -> bool:
 @lru_cache
 def optimum_habana() -> Any:
     """Import optimum.habana, answering what it asks of an absent habana_frameworks; raise ConfigError without it."""
-    if find_spec("optimum") is None or find_spec("transformers") is None:
+    if find_spec("optimum") is None or find_spec("optimum.habana") is None:
         raise ConfigError("optimum-habana is not installed: pip install 'asr-gaudi[gaudi]' (or `make setup`).", key="trainer")
     if habana_is_installed():
         import optimum.habana

@@ -51,6 +51,16 @@ def test_a_host_that_has_habana_frameworks_is_left_alone(tmp_path):
     assert "is absent" not in done.stderr
 
 
+def test_without_the_extra_the_message_says_what_to_install():
+    done = run_python(
+        "import sys; sys.modules['optimum'] = type(sys)('optimum'); sys.modules['optimum'].__spec__ = object()\n"
+        "sys.modules['optimum'].__path__ = []\n"
+        "from asr import gaudi\nfrom asr.errors import ConfigError\n"
+        "try:\n    gaudi.optimum_habana()\nexcept ConfigError as error:\n    print(error)\n"
+    )
+    assert "asr-gaudi[gaudi]" in done.stdout, done.stderr
+
+
 def test_the_gaudi_config_is_the_library_s():
     built = gaudi.GaudiConfig(use_fused_adam=True, autocast_bf16_ops=["add"]).build()
     assert type(built).__module__ == "optimum.habana.transformers.gaudi_configuration"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -37,8 +38,8 @@ def bounded(
     return field(default=default, metadata={k: v for k, v in limits.items() if v is not None})
 
 
-def choice(default: str, *values: str) -> Any:
-    """Return a dataclass field that takes one of `values`."""
+def choice(default: str | None, *values: str) -> Any:
+    """Return a dataclass field that takes one of `values`; None is left alone."""
     return field(default=default, metadata={"values": values})
 
 
@@ -123,8 +124,6 @@ def check_root(config: Mapping[str, Any]) -> None:
 
 def check_no_secrets(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that holds what a secret variable of the environment holds: it would be written."""
-    import os
-
     secrets = {name: value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
     for key, value in _leaves(config):
         for name, secret in secrets.items():
@@ -207,8 +206,6 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def cache_root(given: str | None, folder: str) -> Path:
     """Return the folder for made or downloaded data: `given`, else `folder` under ASR_CACHE or ~/.cache/asr."""
-    import os
-
     if given:
         return Path(given).expanduser()
     base = os.environ.get("ASR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "asr")

@@ -6,6 +6,7 @@ and token ids and losses an utterance that depend on its real frames only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class CTCModel:
     mask_feature_prob: float | None = bounded(None, at_least=0, at_most=1)
     mask_feature_length: int | None = bounded(None, at_least=1)
     layerdrop: float | None = bounded(None, at_least=0, at_most=1)
-    ctc_loss_reduction: str | None = choice(None, "mean", "sum")  # type: ignore[arg-type]
+    ctc_loss_reduction: str | None = choice(None, "mean", "sum")
     """mean divides each utterance's loss by its labels, then averages the batch; sum adds it up."""
     ctc_zero_infinity: bool | None = None
     """Zeroes the infinite losses of utterances with more labels than frames."""
@@ -208,7 +209,6 @@ class CTCModel:
 @lru_cache
 def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -> Path:
     """Return the config.json of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
-    import contextlib
     import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies

@@ -56,7 +56,6 @@ class Pipeline:
             )
         if pipeline.only_evaluates and pipeline.vocabulary.rebuild:
             raise ConfigError("a new vocabulary needs training; evaluation takes the model's own.", key="vocabulary.rebuild")
-        pipeline.trainer.check_best_metric()
         return pipeline
 
     @property
@@ -149,7 +148,6 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
         code, error = mistake.exit_code, said_by(mistake)
         log.error("error: %s", error)
     except (KeyboardInterrupt, Terminated) as end:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         code, error = ended_by(end)
         log.error("%s; what is in %s stays", error, run.path)
         run.finish(code, error)
@@ -169,14 +167,15 @@ class Terminated(BaseException):
 
 
 def ended_by(stop: KeyboardInterrupt | Terminated) -> tuple[int, str]:
-    """Return exit code and description of a stop from outside."""
+    """Return exit code and description of a stop from outside, which has now been heard and need not come again."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     if isinstance(stop, Terminated):
         return 128 + stop.signal, f"terminated ({stop.signal.name})"
     return 130, "interrupted (Ctrl-C)"
 
 
 def _terminate(number: int, _frame: object) -> None:
-    """Raise Terminated, and again every second until `guarded` has it.
+    """Raise Terminated, and again every second until `ended_by` is asked about it.
 
     An exception raised from a signal handler is lost when the signal arrives in a destructor or a callback from C.
     """

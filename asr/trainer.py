@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +97,11 @@ class CTCTraining:
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)
         self.args = {name: _checked_argument(str(name), value) for name, value in self.args.items()}
+        best = self.args.get("metric_for_best_model")
+        measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
+        if best is not None and str(best).removeprefix("eval_") not in measured:
+            near = did_you_mean(str(best), measured)
+            raise ConfigError(f"{best!r} is not one of {', '.join(measured)}.{near}", key="args.metric_for_best_model")
 
     def build(
         self,
@@ -135,14 +139,6 @@ class CTCTraining:
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
 
-    def check_best_metric(self) -> None:
-        """Raise ConfigError for a metric_for_best_model that no evaluation gives."""
-        best = self.args.get("metric_for_best_model")
-        measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
-        if best is not None and best.removeprefix("eval_") not in measured:
-            near = did_you_mean(best, measured)
-            raise ConfigError(f"{best!r} is not one of {', '.join(measured)}.{near}", key="trainer.args.metric_for_best_model")
-
 
 def _checked_argument(name: str, value: Any) -> Any:
     """Return the value of one training argument, or raise ConfigError with its key."""
@@ -159,8 +155,7 @@ def _checked_argument(name: str, value: Any) -> Any:
         value = "no"
     if not parameter.accepts(value):
         wanted = f"one of {', '.join(parameter.values)}" if parameter.values else f"of type {parameter.annotation}"
-        near = get_close_matches(str(value), parameter.values, n=1)
-        raise ConfigError(f"{value!r} is not {wanted}.{f' Did you mean {near[0]}?' if near else ''}", key=key)
+        raise ConfigError(f"{value!r} is not {wanted}.{did_you_mean(str(value), parameter.values)}", key=key)
     problem = out_of_range(value, RANGES.get(name, {}))
     if problem or (name == "max_steps" and value == 0):
         raise ConfigError(problem or "0 is out of range; -1 leaves the length to num_train_epochs.", key=key)

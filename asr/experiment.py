@@ -142,8 +142,10 @@ def guarded(run: Run, story: Callable[[], int]) -> int:
         error = f"the worker ended with exit code {code}" if code else None
     except ConfigError as mistake:
         log.error("error: %s", mistake)
-        run.discard()  # the models and metrics it names are loaded before training: exit code 2 leaves nothing behind
-        return mistake.exit_code
+        if not run.has_weights:  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
+            run.discard()
+            return mistake.exit_code
+        code, error = mistake.exit_code, str(mistake)
     except AsrError as mistake:
         code, error = mistake.exit_code, said_by(mistake)
         log.error("error: %s", error)

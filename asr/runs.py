@@ -93,6 +93,11 @@ class Run:
         path = self.path / METRICS_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether training has left anything that would be lost with the run."""
+        return (self.path / "model").exists() or any(self.path.glob("checkpoints/*"))
+
     def save(self, **facts: Any) -> None:
         """Add facts to run.json."""
         self.record |= facts

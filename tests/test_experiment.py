@@ -92,6 +92,14 @@ def test_a_configuration_error_found_late_leaves_nothing(run, tmp_path):
     assert list((tmp_path / "outputs").iterdir()) == []
 
 
+@pytest.mark.parametrize("weights", ["model", "checkpoints/checkpoint-4"])
+def test_a_configuration_error_after_training_loses_nothing(run, weights):
+    (run.path / weights).mkdir(parents=True)
+    assert experiment.guarded(run, raising(ConfigError("is wrong.", key="mine"))) == 2
+    assert (run.path / weights).is_dir()
+    assert Run.load(run.path).record["exit_code"] == 2
+
+
 def test_a_child_s_own_end_stands(run):
     def child():
         Run.load(run.path).finish(3, "bad data")

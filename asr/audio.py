@@ -1,51 +1,85 @@
 """Audio files: what a header says, and decoded samples.
 
-In: a path to anything libsndfile reads. Out: seconds, or mono float32 samples at the rate asked for.
+In: anything libsndfile reads, in a file of its own or in a cell of an Arrow file, whole or a part of it.
+Out: seconds, or mono float32 samples at the rate asked for.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asr import arrow
 from asr.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+TOLERANCE_SECONDS = 0.1
+"""How far decoded audio may be from what its header says; some encoders pad or round to their own frames."""
 
-def seconds_of(path: Path) -> float:
+
+def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float:
     """Return the duration in seconds from the header alone; raise DataError that names the file."""
     import soundfile
 
     try:
-        return float(soundfile.info(str(path)).duration)
+        with soundfile.SoundFile(_stored(path, column, row)) as file:
+            return float(file.frames / file.samplerate)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, row, error) from error
 
 
-def read(path: Path, sample_rate_hz: int) -> NDArray[np.float32]:
-    """Return the samples of a file as mono float32 in [-1, 1], shape [samples], at `sample_rate_hz`.
+def read(
+    path: Path,
+    sample_rate_hz: int,
+    *,
+    column: str = "",
+    row: int | None = None,
+    start_seconds: float | None = None,
+    seconds: float | None = None,
+) -> NDArray[np.float32]:
+    """Return samples as mono float32 in [-1, 1], shape [samples], at `sample_rate_hz`.
 
-    Channels are averaged; other rates are resampled by soxr. Raises DataError that names the file.
+    Channels are averaged; other rates are resampled by soxr. `start_seconds` takes the part that begins there.
+    `seconds` is what the header promised: raises DataError that names the file when much else is decoded
+    (a file cut short), for samples that are NaN or infinite, and for what can't be decoded.
     """
     import numpy as np
     import soundfile
     import soxr
 
     try:
-        samples, rate_hz = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(_stored(path, column, row)) as file:
+            rate_hz, count = file.samplerate, -1
+            if start_seconds is not None:
+                file.seek(min(round(start_seconds * rate_hz), file.frames))
+                count = -1 if seconds is None else round(seconds * rate_hz)
+            samples = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, row, error) from error
+    if seconds is not None and abs(len(samples) / rate_hz - seconds) > TOLERANCE_SECONDS:
+        raise DataError(
+            f"{_where(path, row)} is cut short: {len(samples) / rate_hz:.2f} s of {seconds:.2f} s can be decoded; repair or leave it out."
+        )
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, rate_hz, sample_rate_hz)
     if not np.isfinite(mono).all():
-        raise DataError(f"{path} holds samples that are NaN or infinite; repair it or leave it out.")
+        raise DataError(f"{_where(path, row)} holds samples that are NaN or infinite; repair it or leave it out.")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    what = "is not there" if not path.exists() else f"can't be read as audio ({str(error).rpartition(': ')[2].strip()})"
-    return DataError(f"{path} {what}; repair it or leave it out.")
+def _stored(path: Path, column: str, row: int | None) -> str | io.BytesIO:
+    return str(path) if row is None else io.BytesIO(arrow.audio_bytes(path, column, row))
+
+
+def _where(path: Path, row: int | None) -> str:
+    return str(path) if row is None else f"{path}, row {row},"
+
+
+def _unreadable(path: Path, row: int | None, error: Exception) -> DataError:
+    what = f"can't be read as audio ({str(error).rpartition(': ')[2].strip()})" if path.exists() else "is not there"
+    return DataError(f"{_where(path, row)} {what}; repair it or leave it out.")

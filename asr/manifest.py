@@ -34,8 +34,7 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write one utterance a line; those left out go beside it, only when there are any."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = ({"id": u.id, "audio": str(u.audio), "seconds": u.seconds, "text": u.text, "speaker": u.speaker} for u in self.utterances)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join(json.dumps(u.to_json(), ensure_ascii=False) + "\n" for u in self.utterances), encoding="utf-8")
         if self.left_out:
             dropped = (json.dumps({"id": i, "reason": reason}, ensure_ascii=False) + "\n" for i, reason in self.left_out)
             path.with_suffix(".left_out.jsonl").write_text("".join(dropped), encoding="utf-8")
@@ -44,7 +43,7 @@ class Manifest:
     def load(cls, path: Path, split: str) -> Manifest:
         """Read what `save` wrote; the rows left out are not read back."""
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return cls(split, tuple(Utterance(r["id"], Path(r["audio"]), r["text"], r["speaker"], r["seconds"]) for r in rows))
+        return cls(split, tuple(map(Utterance.from_json, rows)))
 
 
 def build(source: Source, split: str, *, limit: int | None, normalise: Callable[[str], str]) -> Manifest:

@@ -1,14 +1,228 @@
-"""Which utterances share a batch, and in what order.
+"""Which utterances share a batch, in what shape and in what order.
 
-In: durations and a batch size. Out: lists of row numbers, the same for the same seed and epoch.
+In: input lengths and label counts of a split, and a batch size. Out: lists of slots, the same for the same seed and
+epoch. A Gaudi compiles one graph for each input shape, so `buckets` and `fixed` plan a few shapes beforehand and
+fill every batch up to one of them; `longest` pads each batch to its longest row, as usual elsewhere.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asr.config import bounded
+from asr.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 POOL_BATCHES = 50  # batches sorted together: as in transformers' LengthGroupedSampler, enough to leave little padding
+MOST_CANDIDATES = 512  # lengths that a bucket may end at; more of them change the plan's cost by less than a thousandth
+WORTH_A_SHAPE = 0.005  # share of the padded work that one more shape has to save: each costs a compilation
+MOST_GRAPHS = 10  # what optimum-habana's ModuleCacher keeps, whatever max_hpu_graphs says (trainer.py:513)
+FILLER = -1
+
+
+class Shape(NamedTuple):
+    """What every tensor of a batch is padded to: input length (samples, or frames of features), labels, rows."""
+
+    length: int
+    labels: int
+    rows: int
+
+
+class Slot(NamedTuple):
+    """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch."""
+
+    row: int
+    shape: Shape | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a split's rows: input lengths and label counts, int64 [rows].
+
+    `length_of` turns seconds into an input length. `unit` is what bucket ends are rounded up to.
+    """
+
+    lengths: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    length_of: Callable[[float], int]
+    unit: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A few shapes, and the shape that each row goes to (int64 [rows], positions in `shapes`)."""
+
+    shapes: tuple[Shape, ...]
+    shape_of: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    world_size: int = 1
+
+    @cached_property
+    def num_batches(self) -> tuple[int, ...]:
+        """Batches an epoch of each shape, a multiple of the number of ranks."""
+        import numpy as np
+
+        counts = np.bincount(self.shape_of, minlength=len(self.shapes))
+        return tuple(_num_batches(int(n), shape.rows, self.world_size) for n, shape in zip(counts, self.shapes, strict=True))
+
+    @property
+    def padding_efficiency(self) -> float:
+        """The share of the planned input that is audio: fill-up rows count as padding."""
+        padded = sum(n * shape.rows * shape.length for n, shape in zip(self.num_batches, self.shapes, strict=True))
+        return float(self.lengths.sum() / padded) if padded else 0.0
+
+
+def plan_buckets(
+    sizes: Sizes, *, max_shapes: int, budget: float, world_size: int = 1, attention_share: float = 0.0, most_rows: int | None = None
+) -> Plan:
+    """Return the plan of at most `max_shapes` shapes with the least padded work, by dynamic programming.
+
+    The work of a row padded to length w is (1 - attention_share) w + attention_share w^2 / longest: the second term
+    is self-attention's. `budget` is the padded input length of a batch: a bucket that ends at w has floor(budget / w)
+    rows, at least one, and no more than an even share of its utterances over its batches. Rows that fill a batch up
+    count as work. A shape is added only where it saves 0.5 % of it.
+    """
+    import numpy as np
+
+    rounded = -(-sizes.lengths // sizes.unit) * sizes.unit
+    ends = _candidates(rounded)
+    reached = np.searchsorted(np.sort(rounded), ends, side="right")  # rows no longer than each end
+    before = np.concatenate([[0], reached])
+    work = (1 - attention_share) * ends + attention_share * ends.astype(float) ** 2 / ends[-1]
+    most = np.maximum(1, (budget // ends).astype(np.int64))
+    if most_rows is not None:
+        most = np.minimum(most, most_rows)
+    # cost[i, j]: rows longer than end i-1 and no longer than end j in one bucket
+    count = np.maximum(reached[None, :] - before[:-1, None], 0)
+    batches = -(-count // (most * world_size)[None, :]) * world_size
+    rows = batches * -(-count // np.maximum(batches, 1))
+    cost = np.where(np.tri(len(ends), k=-1, dtype=bool), np.inf, rows * work[None, :])
+    shapes = [ends[j] for j in _cheapest_ends(cost, max_shapes)]
+    shape_of = np.searchsorted(shapes, rounded)
+    return _planned(sizes, np.array(shapes), shape_of, lambda length: max(1, int(budget // length)), most_rows, world_size)
+
+
+def _candidates(rounded: NDArray[np.int64]) -> NDArray[np.int64]:
+    import numpy as np
+
+    ends = np.unique(rounded)
+    if len(ends) <= MOST_CANDIDATES:
+        return ends
+    shares = np.linspace(0, 1, MOST_CANDIDATES)
+    return np.unique(np.quantile(np.sort(rounded), shares, method="higher"))
+
+
+def _cheapest_ends(cost: NDArray[np.float64], max_shapes: int) -> list[int]:
+    """Return the positions of the bucket ends that split all rows at the least cost; the last is always among them."""
+
+    size = len(cost)
+    best = [cost[0]]  # best[k][j]: least cost of all rows up to end j in k + 1 buckets
+    cut: list[NDArray[np.int64]] = []
+    for _ in range(1, min(max_shapes, size)):
+        options = best[-1][:-1, None] + cost[1:, :]  # one bucket more, from after end i to end j
+        cut.append(options.argmin(axis=0))
+        best.append(options.min(axis=0))
+    totals = [row[-1] for row in best]
+    k = next(k for k, total in enumerate(totals) if total <= min(totals) * (1 + WORTH_A_SHAPE))
+    ends = [size - 1]
+    for layer in reversed(cut[:k]):
+        ends.append(int(layer[ends[-1]]))
+    return ends[::-1]
+
+
+def _planned(
+    sizes: Sizes,
+    lengths: NDArray[np.int64],
+    shape_of: NDArray[np.int64],
+    rows_at: Callable[[int], int],
+    most_rows: int | None,
+    world_size: int,
+    labels: int | None = None,
+) -> Plan:
+    import numpy as np
+
+    shapes = []
+    for i, length in enumerate(lengths.tolist()):
+        inside = shape_of == i
+        count = int(inside.sum())
+        most = rows_at(length) if most_rows is None else min(rows_at(length), most_rows)
+        rows = -(-count // _num_batches(count, most, world_size))
+        widest = int(np.max(sizes.labels[inside], initial=1))
+        shapes.append(Shape(length, widest if labels is None else labels, rows))
+    return Plan(tuple(shapes), shape_of, sizes.lengths, world_size)
+
+
+def _num_batches(count: int, rows: int, world_size: int) -> int:
+    return -(-count // (rows * world_size)) * world_size
+
+
+class PlannedBatches:
+    """Batches of planned shapes; every row comes once an epoch, and FILLER where a batch has room left.
+
+    Training (`seed` given): rows are shuffled within their bucket and dealt evenly over its batches, so that no batch
+    is nearly empty; batches of one shape come in runs of `world_size`, one for each rank (accelerate deals batch i to
+    rank i mod world size); runs are shuffled across buckets with the largest shape first, so that memory runs out at
+    the start or never. `set_epoch` reshuffles. Evaluation (`seed` None): longest first, no shuffling.
+    """
+
+    def __init__(self, plan: Plan, *, seed: int | None = None) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.plan.num_batches)
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        if self.seed is None:
+            for position in reversed(range(len(self.plan.shapes))):
+                for run in self._runs(position, None):
+                    yield from run
+            return
+        dice = random.Random(f"{self.seed}/{self.epoch}")
+        runs = [run for position in range(len(self.plan.shapes)) for run in self._runs(position, dice)]
+        dice.shuffle(runs)
+        largest = max(range(len(runs)), key=lambda i: _size(runs[i]))
+        runs[0], runs[largest] = runs[largest], runs[0]
+        for run in runs:
+            yield from run
+
+    def _runs(self, position: int, dice: random.Random | None) -> Iterator[list[list[Slot]]]:
+        """Yield the batches of one shape, as many at a time as there are ranks."""
+        import numpy as np
+
+        plan, shape = self.plan, self.plan.shapes[position]
+        rows = np.flatnonzero(plan.shape_of == position)
+        if dice is None:
+            rows = rows[np.argsort(-plan.lengths[rows], kind="stable")]
+        numbers = rows.tolist()
+        if dice is not None:
+            dice.shuffle(numbers)
+        count = plan.num_batches[position]
+        least, more = divmod(len(numbers), count) if count else (0, 0)
+        start, batches = 0, []
+        for i in range(count):
+            end = start + least + (i < more)
+            filled = [*numbers[start:end], *[FILLER] * (shape.rows - (end - start))]
+            batches.append([Slot(row, shape, self.epoch) for row in filled])
+            start = end
+        return (batches[i : i + plan.world_size] for i in range(0, count, plan.world_size))
+
+
+def _size(run: list[list[Slot]]) -> tuple[int, int]:
+    shape = run[0][0].shape
+    return (shape.length * shape.rows, shape.length) if shape else (0, 0)
 
 
 class LengthGroupedBatches:
@@ -21,15 +235,15 @@ class LengthGroupedBatches:
 
     def __init__(
         self,
-        seconds: Sequence[float],
-        batch_size: int,
+        lengths: Sequence[float],
+        rows: int,
         *,
         seed: int = 0,
         group_by_length: bool = True,
         drop_last: bool = False,
     ) -> None:
-        self.seconds = seconds
-        self.batch_size = batch_size
+        self.lengths = lengths
+        self.rows = rows
         self.seed = seed
         self.group_by_length = group_by_length
         self.drop_last = drop_last
@@ -39,42 +253,160 @@ class LengthGroupedBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.seconds), self.batch_size)
+        full, rest = divmod(len(self.lengths), self.rows)
         return full + (1 if rest and not self.drop_last else 0)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Slot]]:
+        for batch in self._batches():
+            yield [Slot(row, None, self.epoch) for row in batch]
+
+    def _batches(self) -> list[list[int]]:
         dice = random.Random(f"{self.seed}/{self.epoch}")
-        rows = list(range(len(self.seconds)))
+        rows = list(range(len(self.lengths)))
         dice.shuffle(rows)
         if self.drop_last:
-            rows = rows[: len(self) * self.batch_size]
+            rows = rows[: len(self) * self.rows]
         if not self.group_by_length:
-            yield from _cut(rows, self.batch_size)
-            return
+            return list(_cut(rows, self.rows))
         batches = [
             batch
-            for pool in _cut(rows, POOL_BATCHES * self.batch_size)
-            for batch in _cut(sorted(pool, key=self.seconds.__getitem__, reverse=True), self.batch_size)
+            for pool in _cut(rows, POOL_BATCHES * self.rows)
+            for batch in _cut(sorted(pool, key=self.lengths.__getitem__, reverse=True), self.rows)
         ]
         dice.shuffle(batches)
-        longest = max(range(len(batches)), key=lambda i: self.seconds[batches[i][0]])
-        batches[0], batches[longest] = batches[longest], batches[0]
-        yield from batches
+        longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i][0]], default=0)
+        if batches:
+            batches[0], batches[longest] = batches[longest], batches[0]
+        return batches
 
 
 class SortedBatches:
     """Batches for evaluation: every row once, longest first, no shuffling."""
 
-    def __init__(self, seconds: Sequence[float], batch_size: int) -> None:
-        self.rows = sorted(range(len(seconds)), key=seconds.__getitem__, reverse=True)
-        self.batch_size = batch_size
+    def __init__(self, lengths: Sequence[float], rows: int) -> None:
+        self.order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        self.rows = rows
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.order) // self.rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return _cut(self.rows, self.batch_size)
+    def __iter__(self) -> Iterator[list[Slot]]:
+        return ([Slot(row, None, 0) for row in batch] for batch in _cut(self.order, self.rows))
 
 
 def _cut(rows: list[int], size: int) -> Iterator[list[int]]:
     return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+@dataclass(kw_only=True)
+class Batching:
+    """What every way of batching has: a sampler for training, one for evaluation, and what it can't hold."""
+
+    STATIC = True
+
+    def check(self, args: Mapping[str, Any]) -> None:
+        """Raise ConfigError for training arguments that these batches contradict; keys are those of the trainer node."""
+        for name, why in (
+            ("group_by_length", "rows of like length share a batch already"),
+            ("dataloader_drop_last", "every batch is full already: room left is filled up with rows that count for nothing"),
+        ):
+            if self.STATIC and args.get(name):
+                raise ConfigError(
+                    f"can't be true with static shapes: {why}; leave it out, or take batching=longest.", key=f"trainer.args.{name}"
+                )
+
+    @property
+    def most_seconds(self) -> float | None:
+        """The longest utterance that fits; None: any."""
+        return None
+
+    @property
+    def most_labels(self) -> int | None:
+        """The longest transcript that fits, in labels; None: any."""
+        return None
+
+    def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
+        """Return the batch sampler of training; `args` are the training arguments."""
+        return PlannedBatches(self.plan(sizes, batch_size, world_size=world_size), seed=seed)
+
+    def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
+        """Return the batch sampler of an evaluation."""
+        return PlannedBatches(self.plan(sizes, batch_size, world_size=world_size))
+
+    def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Buckets(Batching):
+    """A few static shapes with the least padding, planned from the manifest; see `plan_buckets` for the cost model."""
+
+    max_shapes: int = bounded(8, at_least=1, at_most=64)
+    """Most shapes (length, labels, rows), for training and for evaluation each; at most 10 with HPU training graphs."""
+    reference_seconds: float | None = bounded(None, above=0)
+    """A batch holds as many padded seconds as batch_size utterances of this length; null takes the longest bucket's."""
+    attention_share: float = bounded(0.0, at_least=0, at_most=1)
+    """Share of the longest utterance's work that grows with the square of the length; 0 counts padded seconds alone."""
+    max_batch_size: int | None = bounded(None, at_least=1)
+    """Most rows of a batch, whatever the budget of seconds; null sets no bound."""
+
+    def check(self, args: Mapping[str, Any]) -> None:
+        super().check(args)
+        if args.get("use_hpu_graphs_for_training") and self.max_shapes > MOST_GRAPHS:
+            raise ConfigError(
+                f"{self.max_shapes} is more than the {MOST_GRAPHS} training graphs that optimum-habana keeps; "
+                "choose fewer, or set trainer.args.use_hpu_graphs_for_training=false.",
+                key="batching.max_shapes",
+            )
+
+    def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
+        longest = -(-int(sizes.lengths.max()) // sizes.unit) * sizes.unit
+        reference = longest if self.reference_seconds is None else sizes.length_of(self.reference_seconds)
+        return plan_buckets(
+            sizes,
+            max_shapes=self.max_shapes,
+            budget=batch_size * reference,
+            world_size=world_size,
+            attention_share=self.attention_share,
+            most_rows=self.max_batch_size,
+        )
+
+
+@dataclass(kw_only=True)
+class Fixed(Batching):
+    """One static shape, as the published script pads: every utterance to the same length and number of labels."""
+
+    seconds: float = bounded(20.0, above=0)
+    """Longer utterances are left out, counted and listed."""
+    labels: int = bounded(500, at_least=1)
+    """Utterances with more labels are left out, counted and listed."""
+
+    @property
+    def most_seconds(self) -> float:
+        return self.seconds
+
+    @property
+    def most_labels(self) -> int:
+        return self.labels
+
+    def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
+        import numpy as np
+
+        length = np.array([sizes.length_of(self.seconds)])
+        shape_of = np.zeros(len(sizes.lengths), np.int64)
+        return _planned(sizes, length, shape_of, lambda _: batch_size, None, world_size, self.labels)
+
+
+@dataclass(kw_only=True)
+class Longest(Batching):
+    """Each batch is padded to its longest row: least padding with trainer.args.group_by_length, a new shape nearly every step."""
+
+    STATIC = False
+
+    def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
+        return LengthGroupedBatches(
+            sizes.lengths.tolist(), batch_size, seed=seed, group_by_length=args.group_by_length, drop_last=args.dataloader_drop_last
+        )
+
+    def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
+        return SortedBatches(sizes.lengths.tolist(), batch_size)

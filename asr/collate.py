@@ -1,19 +1,27 @@
 """Rows to tensors: audio decoded and turned into the model's inputs, in the loader's workers.
 
-In: a manifest, a feature extractor and label ids. Out: batches padded to their longest row.
+In: a manifest, a feature extractor, label ids, and slots from a batch sampler. Out: batches of a planned shape, or
+padded to their longest row. A row that can't be decoded becomes a filler of the same shape that counts for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from asr import audio, features
+from asr.batching import FILLER, Shape, Sizes, Slot
+from asr.errors import DataError
+from asr.features import InputLength
 from asr.sources import Utterance
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from asr.augment import Augmentation
+    from asr.spec_augment import SpecAugment
 
 BATCH_FACTS = "facts"
 """The batch's key that the trainer takes out before the model sees it."""
@@ -23,71 +31,159 @@ BATCH_FACTS = "facts"
 class BatchFacts:
     """What the host knows of a batch, so that nobody has to ask the device (a sync) for it.
 
-    `rows`: row numbers in the manifest. `lengths`: real input frames (or samples) of each row. `seconds`: audio of each.
+    `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
+    of each row, 0 for a filler. `seconds`: audio of each. `bad`: row number and problem of rows that couldn't be decoded.
     """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     seconds: tuple[float, ...]
+    bad: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def num_real(self) -> int:
+        return sum(row != FILLER for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance ready to be padded: `inputs` has shape [frames, features] or [samples]."""
+    """One utterance ready to be padded: `inputs` is float32 [frames, features] or [samples], None for a filler.
+
+    `length` is what its inputs were to be: a row that couldn't be decoded still takes its place. `problem` says why.
+    """
 
     number: int
-    inputs: torch.Tensor
+    inputs: NDArray[np.float32] | None
     labels: Sequence[int]
     seconds: float
+    length: int = 0
+    shape: Shape | None = None
+    epoch: int = 0
+    problem: str = ""
 
 
 class UtteranceDataset:
-    """A map-style torch dataset: decodes and extracts features when a row is asked for, deterministically."""
+    """A map-style torch dataset over slots: decodes and extracts features when a row is asked for, deterministically.
 
-    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[Sequence[int]], feature_extractor: Any) -> None:
+    `on_bad`: "drop" turns a row that can't be decoded into a filler with its problem, "fail" raises its DataError.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        labels: Sequence[Sequence[int]],
+        feature_extractor: Any,
+        *,
+        on_bad: str = "fail",
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
         self.utterances = utterances
         self.labels = labels
         self.feature_extractor = feature_extractor
+        self.on_bad = on_bad
+        self.augmentation = augmentation
+        self.seed = seed
+        self.input_length = InputLength.of(feature_extractor.to_dict())
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, number: int) -> Row:
+    def sizes(self) -> Sizes:
+        """Return what batches are planned from: with speed perturbation, lengths as they are at the slowest."""
+        import numpy as np
+
+        stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
+        lengths = np.array([self.input_length((u.seconds or 0.0) * stretch) for u in self.utterances], np.int64)
+        labels = np.array([len(row) for row in self.labels], np.int64)
+        return Sizes(lengths, labels, lambda seconds: self.input_length(seconds * stretch), self.input_length.unit)
+
+    def __getitem__(self, slot: Slot | int) -> Row:
+        """Return the row of a slot; a plain number is a row outside any plan."""
+        number, shape, epoch = slot if isinstance(slot, tuple) else (slot, None, 0)
+        if number == FILLER:
+            return Row(FILLER, None, (), 0.0, 0, shape, epoch)
         utterance = self.utterances[number]
-        waveform = audio.read(utterance.audio, self.feature_extractor.sampling_rate)
-        return Row(number, features.extract(self.feature_extractor, waveform), self.labels[number], utterance.seconds or 0.0)
+        seconds = utterance.seconds or 0.0
+        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch)
+        try:
+            return replace(row, inputs=self._inputs(utterance, epoch))
+        except DataError as error:
+            if self.on_bad == "fail":
+                raise
+            return replace(row, labels=(), seconds=0.0, problem=str(error))
+
+    def _inputs(self, utterance: Utterance, epoch: int) -> NDArray[np.float32]:
+        rate = self.feature_extractor.sampling_rate
+        waveform = audio.read(
+            utterance.audio,
+            rate,
+            column=utterance.column,
+            row=utterance.row,
+            start_seconds=utterance.start_seconds,
+            seconds=utterance.seconds,
+        )
+        if self.augmentation:
+            waveform = self.augmentation.apply(waveform, rate, seed=self.seed, epoch=epoch, utterance_id=utterance.id)
+        return features.extract(self.feature_extractor, waveform)
 
 
 @dataclass(frozen=True)
 class CTCCollator:
-    """Pads rows on the right: inputs with the extractor's padding value, labels with -100.
+    """Pads rows on the right to their planned shape: inputs with the extractor's padding value, labels with -100.
 
-    Gives float inputs [batch, frames, features] or [batch, samples] under the extractor's name, int64
-    `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], and `facts`.
+    Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int64
+    `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], and `facts`; with
+    `spec_augment` also its masks, bool. A filler's inputs are the padding value, all of it attended to (attention over
+    nothing is NaN), without labels.
     """
 
     input_name: str
     padding_value: float
     with_attention_mask: bool
+    num_features: int | None = None
+    """Width of a frame; None for waveforms."""
+    spec_augment: SpecAugment | None = None
 
     @classmethod
     def for_extractor(cls, feature_extractor: Any) -> CTCCollator:
-        names = feature_extractor.model_input_names
+        name = feature_extractor.model_input_names[0]
+        width = feature_extractor.num_mel_bins * feature_extractor.stride if name == "input_features" else None
         # group-normed models (wav2vec2-base) were pretrained without a mask; their extractor says so
-        return cls(names[0], float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask))
+        return cls(name, float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask), width)
+
+    def for_evaluation(self) -> CTCCollator:
+        """Return the same collator without masks of SpecAugment."""
+        return replace(self, spec_augment=None)
 
     def __call__(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        import numpy as np
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        lengths = [row.inputs.shape[0] for row in rows]
-        labels = [torch.as_tensor(row.labels, dtype=torch.int64) for row in rows]
-        batch: dict[str, Any] = {
-            self.input_name: pad_sequence([row.inputs for row in rows], batch_first=True, padding_value=self.padding_value),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-        }
+        shape = rows[0].shape
+        length = shape.length if shape else max(max(len(r.inputs) if r.inputs is not None else r.length for r in rows), 1)
+        width = shape.labels if shape else max(max(len(r.labels) for r in rows), 1)
+        features = () if self.num_features is None else (self.num_features,)
+        inputs = np.full((len(rows), length, *features), self.padding_value, np.float32)
+        labels = np.full((len(rows), width), -100, np.int64)
+        lengths = []
+        for i, row in enumerate(rows):
+            real = 0 if row.inputs is None else min(len(row.inputs), length)  # resampling may round a sample up
+            if row.inputs is not None:
+                inputs[i, :real] = row.inputs[:real]
+            labels[i, : len(row.labels)] = row.labels
+            lengths.append(real)
+        batch = {self.input_name: torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
         if self.with_attention_mask:
-            positions = torch.arange(max(lengths))
-            batch["attention_mask"] = (positions < torch.tensor(lengths)[:, None]).long()
-        facts = BatchFacts(tuple(r.number for r in rows), tuple(lengths), tuple(r.seconds for r in rows))
-        return batch | {BATCH_FACTS: facts}
+            attended = np.array([real or length for real in lengths])
+            batch["attention_mask"] = torch.from_numpy((np.arange(length) < attended[:, None]).astype(np.int64))
+        return {**batch, BATCH_FACTS: _facts(rows, lengths)}
+
+
+def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
+    return BatchFacts(
+        rows=tuple(FILLER if r.problem else r.number for r in rows),
+        lengths=tuple(lengths),
+        seconds=tuple(r.seconds for r in rows),
+        bad=tuple((r.number, r.problem) for r in rows if r.problem),
+    )

@@ -183,7 +183,13 @@ def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
 
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
-    for node, key in (("model", "name_or_path"), ("vocabulary", "tokenizer_name_or_path"), ("dataset", "root")):
+    for node, key in (
+        ("model", "name_or_path"),
+        ("vocabulary", "tokenizer_name_or_path"),
+        ("dataset", "root"),
+        ("augment", "noise_folder"),
+        ("augment", "reverberation_folder"),
+    ):
         value = config[node].get(key)
         if value and (cwd / Path(value).expanduser()).exists():
             config[node][key] = str((cwd / Path(value).expanduser()).resolve())

@@ -21,7 +21,7 @@ from asr.errors import ConfigError, did_you_mean
 SECRET_NAME = re.compile(r"(?i)(token|key|secret|passw|credential)s?$")
 """Names of environment variables whose values must not be written anywhere."""
 STAGES = ("prepare", "train", "evaluate")
-NODES = ("dataset", "text", "vocabulary", "model", "gaudi_config", "trainer", "topology")
+NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
 
 
@@ -97,6 +97,8 @@ class Config:
     dataset: Any = None
     text: Any = None
     vocabulary: Any = None
+    augment: Any = None
+    batching: Any = None
     model: Any = None
     gaudi_config: Any = None
     trainer: Any = None

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
-from asr.signatures import constructor_parameters, string_dict
+from asr.features import InputLength
+from asr.frames import FrameCount
+from asr.signatures import constructor_defaults, constructor_parameters, string_dict
 
 if TYPE_CHECKING:
     import torch
@@ -91,17 +93,20 @@ class CTCModel:
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return the checkpoint's config.json."""
+        return self._checkpoint_json("config.json")
+
+    def _checkpoint_json(self, file_name: str) -> dict[str, Any]:
         name = str(self.name_or_path)
         folder = Path(name).expanduser()
         if folder.is_dir():
-            path = folder / "config.json"
+            path = folder / file_name
             if not path.is_file():
-                near = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
-                raise ConfigError(f"{name!r} has no config.json, so it is no saved model.{near}", key="name_or_path")
+                near = f" Did you mean {folder / 'model'}?" if (folder / "model" / file_name).is_file() else ""
+                raise ConfigError(f"{name!r} has no {file_name}, so it is no saved model.{near}", key="name_or_path")
         elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise ConfigError(f"there is no folder {name!r}.", key="name_or_path")
         else:
-            path = _downloaded_config(name, self.revision, self.cache_dir)
+            path = _downloaded(name, file_name, self.revision, self.cache_dir)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -112,6 +117,16 @@ class CTCModel:
         return self.name_or_path is not None and any(
             str(name).endswith("ForCTC") for name in self.checkpoint_config().get("architectures") or []
         )
+
+    def frame_count(self) -> FrameCount:
+        """Return how many output frames the model gives, from its config alone; takes no torch."""
+        values = dict(self.architecture) if self.name_or_path is None else self.checkpoint_config()
+        own = {name: value for name in KNOBS if (value := getattr(self, name)) is not None}
+        return FrameCount.of({**_config_defaults(str(values.get("model_type"))), **values, **self.config, **own})
+
+    def input_length(self) -> InputLength:
+        """Return how long the model's input is for so many seconds, from the extractor's config alone; takes no torch."""
+        return InputLength.of(self.feature_extractor if self.name_or_path is None else self._checkpoint_json("preprocessor_config.json"))
 
     def where(self) -> dict[str, Any]:
         """Return what every from_pretrained of this checkpoint needs."""
@@ -207,8 +222,8 @@ class CTCModel:
 
 
 @lru_cache
-def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -> Path:
-    """Return the config.json of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
+def _downloaded(name: str, file_name: str, revision: str | None, cache_dir: str | None) -> Path:
+    """Return a JSON file of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
     import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -217,7 +232,7 @@ def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    where = {"filename": "config.json", "revision": revision, "cache_dir": cache_dir}
+    where = {"filename": file_name, "revision": revision, "cache_dir": cache_dir}
     try:
         with contextlib.suppress(LocalEntryNotFoundError):
             return Path(hf_hub_download(name, **where, local_files_only=True))
@@ -233,16 +248,28 @@ def _downloaded_config(name: str, revision: str | None, cache_dir: str | None) -
         ) from error
 
 
+_PACKAGES = {"data2vec-audio": "data2vec"}
+"""Model types that don't lie in a package of their name."""
 _INHERITED = ("apply_spec_augment", "gradient_checkpointing", "id2label", "label2id", "architectures", "torch_dtype", "initializer_range")
 
 
 def _config_parameters(model_type: str) -> tuple[str, ...]:
     """Return the names that the config class of a model type takes; empty when its source isn't found."""
-    classes = string_dict("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES")
-    package = model_type.replace("-", "_")
-    module = f"transformers.models.{package}.configuration_{package}"
-    parameters = constructor_parameters(module, classes.get(model_type, ""))
+    parameters = constructor_parameters(*_config_class(model_type))
     return (*parameters, *_INHERITED) if parameters else ()
+
+
+@lru_cache
+def _config_defaults(model_type: str) -> dict[str, Any]:
+    return constructor_defaults(*_config_class(model_type))
+
+
+def _config_class(model_type: str) -> tuple[str, str]:
+    """Return the module and the name of a model type's config class."""
+    classes = string_dict("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES")
+    package = _PACKAGES.get(model_type, model_type.replace("-", "_"))
+    module = f"transformers.models.{package}.configuration_{model_type.replace('-', '_')}"
+    return module, classes.get(model_type, "")
 
 
 def _extractor_parameters(name: str) -> tuple[str, ...]:
@@ -264,10 +291,10 @@ def _freeze_unused(model: PreTrainedModel) -> None:
 
 
 def frame_lengths(model: PreTrainedModel, input_lengths: Sequence[int]) -> torch.Tensor:
-    """Return how many output frames belong to each utterance, int64 [batch], on the host."""
+    """Return how many output frames belong to each utterance, int64 [batch], on the host; at least 1, also for fillers."""
     import torch
 
-    return model._get_feat_extract_output_lengths(torch.tensor(input_lengths)).to(torch.int64)
+    return model._get_feat_extract_output_lengths(torch.tensor(input_lengths)).to(torch.int64).clamp(min=1)
 
 
 def greedy_tokens(logits: torch.Tensor, frames: torch.Tensor, blank_id: int) -> torch.Tensor:
@@ -301,6 +328,20 @@ def utterance_losses(logits: torch.Tensor, labels: torch.Tensor, frames: torch.T
         zero_infinity=config.ctc_zero_infinity,
     )
     return losses / num_labels.clamp(min=1) if config.ctc_loss_reduction == "mean" else losses
+
+
+def batch_loss(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, real: Sequence[bool], config: Any) -> torch.Tensor:
+    """Return the loss of a batch, a scalar: over its real rows what transformers' own forward gives, fillers left out.
+
+    A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
+    """
+    import torch
+
+    losses = utterance_losses(logits, labels, frames, config)
+    if not all(real):
+        losses = torch.where(torch.tensor(real, device=losses.device), losses, torch.zeros_like(losses))
+    total = losses.sum()
+    return total / max(1, sum(real)) if config.ctc_loss_reduction == "mean" else total
 
 
 def trained_parameters(model: PreTrainedModel) -> Mapping[str, int]:

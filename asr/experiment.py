@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import config, ctc, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
+from asr import augment, batching, config, ctc, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, ConfigError, said_by
+from asr.labels import Labels
 from asr.runs import Run
 from asr.sources import Source
 
@@ -40,6 +41,8 @@ class Pipeline:
     dataset: Source
     text: text.TextRules
     vocabulary: vocabulary.Vocabulary
+    augment: augment.Augmentation
+    batching: batching.Batching
     model: ctc.CTCModel
     gaudi_config: gaudi.GaudiConfig
     trainer: trainer.CTCTraining
@@ -56,6 +59,7 @@ class Pipeline:
             )
         if pipeline.only_evaluates and pipeline.vocabulary.rebuild:
             raise ConfigError("a new vocabulary needs training; evaluation takes the model's own.", key="vocabulary.rebuild")
+        pipeline.batching.check(pipeline.trainer.args)
         return pipeline
 
     @property
@@ -64,7 +68,7 @@ class Pipeline:
 
     def check_reachable(self) -> None:
         """Check what the configuration names outside itself; raise ConfigError."""
-        for name, node in (("model", self.model), ("vocabulary", self.vocabulary)):
+        for name, node in (("model", self.model), ("vocabulary", self.vocabulary), ("augment", self.augment)):
             try:
                 node.check_reachable()
             except ConfigError as error:
@@ -187,28 +191,68 @@ def _terminate(number: int, _frame: object) -> None:
 
 
 def prepare(pipeline: Pipeline, run: Run) -> None:
-    """Write the manifests and, where it is built, the vocabulary; record what data there is."""
+    """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is."""
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
-    tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
+    try:
+        tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
+    except ConfigError as error:
+        raise error.under("dataset") from error
+    transcripts = {role: [rules(u.text) for u in table.utterances] for role, table in tables.items()}
+    labels = _labels(pipeline, run, transcripts)
+    described = {}
     for role, table in tables.items():
-        table.save(_manifest_path(run, role))
-        log.info("%s (%s): %d utterances, %.2f h; %d left out", role, table.split, len(table.utterances), table.hours, len(table.left_out))
-    described = {
-        table.split: {"role": role, "utterances": len(table.utterances), "hours": round(table.hours, 4), "left_out": len(table.left_out)}
-        for role, table in tables.items()
-    }
+        reasons = _unfit(pipeline, role, table, labels[role])
+        kept = table.without(reasons)
+        manifest.check_not_empty(kept, source)
+        rows = labels[role].select([i for i in range(len(labels[role])) if i not in reasons]) if reasons else labels[role]
+        kept.save(_manifest_path(run, role))
+        rows.save(_labels_path(run, role))
+        described[table.split] = {"role": role, **kept.describe(), "labels": manifest.spread(rows.lengths.tolist())}
+        log.info("%s (%s): %d utterances, %.2f h", role, table.split, len(kept.utterances), kept.hours)
+        for reason, count in kept.reasons.items():
+            log.warning("%s (%s): %d left out: %s", role, table.split, count, reason)
     run.save(
         dataset={"name": source.name, "fingerprint": source.fingerprint(), "splits": described},
         text={"rules": asdict(rules), "scoring": "references and hypotheses are normalised by these rules"},
     )
-    transcripts = [rules(u.text) for table in tables.values() for u in table.utterances]
+
+
+def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str]]) -> dict[str, Labels]:
+    """Return the label ids of every split, tokenised here and nowhere else; write and record the vocabulary."""
+    every = [transcript for rows in transcripts.values() for transcript in rows]
     if pipeline.builds_vocabulary:
-        built = pipeline.vocabulary.build(transcripts)
+        built = pipeline.vocabulary.build(every)
         runs.write_json(run.path / vocabulary.VOCABULARY_FILE, built)
-        run.save(vocabulary={"built_from": sorted(tables), "size": len(built)})
-    elif pipeline.stages == ["prepare"]:
-        _report_unknown(pipeline.tokenizer(run.path), transcripts, run)
+        run.save(vocabulary={"built_from": sorted(transcripts), "size": len(built)})
+        return {role: Labels.of(pipeline.vocabulary.labels(built, rows)) for role, rows in transcripts.items()}
+    tokenizer = pipeline.tokenizer(run.path)
+    _report_unknown(tokenizer, every, run)
+    return {role: Labels.of(pipeline.vocabulary.encode(tokenizer, row) for row in rows) for role, rows in transcripts.items()}
+
+
+def _unfit(pipeline: Pipeline, role: str, table: manifest.Manifest, labels: Labels) -> dict[int, str]:
+    """Return why rows can't be used by the model or the batches, by row number.
+
+    More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
+    what can't be recognised would flatter the error rate.
+    """
+    reasons: dict[int, str] = {}
+    seconds = [u.seconds or 0.0 for u in table.utterances]
+    if role == "train":
+        length = pipeline.model.input_length()
+        frames = pipeline.model.frame_count()([length(s) for s in seconds])
+        too_many = labels.frames_needed() > frames
+        reasons |= {
+            int(i): "more labels than frames (CTC needs one for each, and one more between equal neighbours)" for i in too_many.nonzero()[0]
+        }
+    most_seconds, most_labels = pipeline.batching.most_seconds, pipeline.batching.most_labels
+    for i, (duration, count) in enumerate(zip(seconds, labels.lengths.tolist(), strict=True)):
+        if most_seconds is not None and duration > most_seconds:
+            reasons[i] = f"longer than batching.seconds ({most_seconds:g})"
+        elif most_labels is not None and count > most_labels:
+            reasons[i] = f"more labels than batching.labels ({most_labels})"
+    return reasons
 
 
 def work(run: Run) -> None:
@@ -224,17 +268,22 @@ def work(run: Run) -> None:
     tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
     tokenizer = pipeline.tokenizer(run.path)
-    if not pipeline.builds_vocabulary:
-        _report_unknown(tokenizer, [r for rows in references.values() for r in rows], run)
     model = pipeline.model.load(tokenizer, new_head=pipeline.builds_vocabulary)
     processor = pipeline.model.processor(tokenizer, model)
     extractor = processor.feature_extractor
     datasets = {
-        role: UtteranceDataset(table.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], extractor)
+        role: UtteranceDataset(
+            table.utterances,
+            Labels.load(_labels_path(run, role)),
+            extractor,
+            on_bad=pipeline.dataset.on_bad,
+            augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
+            seed=pipeline.seed,
+        )
         for role, table in tables.items()
     }
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
-        references["eval"] = tokenizer.batch_decode(datasets["eval"].labels, group_tokens=False)
+        references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
     speech_trainer = pipeline.trainer.build(
         model=model,
@@ -244,6 +293,7 @@ def work(run: Run) -> None:
         eval_dataset=datasets["eval"],
         compute_metrics=scorer,
         gaudi_config=pipeline.gaudi_config,
+        batching=pipeline.batching,
         topology=pipeline.topology,
         seed=pipeline.seed,
         run_dir=run.path,
@@ -260,6 +310,9 @@ def work(run: Run) -> None:
     if "evaluate" in pipeline.stages:
         measured |= evaluate(speech_trainer)
         run.write_predictions(scorer.predictions)
+    for role, seen in speech_trainer.forwarded.items():
+        if seen.bad:
+            manifest.write_undecodable(_manifest_path(run, role), seen.bad)
     run.write_metrics(measured)
 
 
@@ -285,7 +338,8 @@ def _forwarded(speech_trainer: Any, phase: str, runtime_seconds: float) -> dict[
     if phase == "train" or not speech_trainer.forwarded["train"].shapes:
         efficiency["padding_efficiency"] = seen.padding_efficiency
     speed = {f"{phase}_audio_seconds_per_second": seen.audio_seconds / runtime_seconds}
-    return {f"num_{phase}_shapes": len(seen.shapes), **efficiency, **speed}
+    counts = {f"num_{phase}_shapes": len(seen.shapes), f"num_{phase}_utterances_undecodable": len(seen.bad)}
+    return {**counts, **efficiency, **speed}
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:
@@ -299,3 +353,7 @@ def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[st
 
 def _manifest_path(run: Run, role: str) -> Path:
     return run.path / "manifest" / f"{role}.jsonl"
+
+
+def _labels_path(run: Run, role: str) -> Path:
+    return run.path / "manifest" / f"{role}.labels.npz"

@@ -5,22 +5,66 @@ In: a feature extractor and mono float32 samples. Out: float32 [frames, features
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
+FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms at 16 kHz, as in SeamlessM4TFeatureExtractor
 
-def extract(feature_extractor: Any, waveform: NDArray[np.float32]) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class InputLength:
+    """How long a model's input is for so many seconds: samples, or stacks of `stride` log-mel frames."""
+
+    sample_rate_hz: int
+    stride: int | None = None
+
+    @classmethod
+    def of(cls, extractor: Mapping[str, Any]) -> InputLength:
+        """Read it from a feature extractor's own config (preprocessor_config.json), no class of it needed."""
+        rate = int(extractor.get("sampling_rate", 16000))
+        log_mel = extractor.get("feature_extractor_type") == "SeamlessM4TFeatureExtractor"
+        return cls(rate, int(extractor.get("stride", 2)) if log_mel else None)
+
+    def __call__(self, seconds: float) -> int:
+        """Return samples [input of a waveform model], or frames [input of a log-mel model]."""
+        return self.of_samples(round(seconds * self.sample_rate_hz))
+
+    def of_samples(self, num_samples: int) -> int:
+        if self.stride is None:
+            return num_samples
+        frames = 1 + (max(num_samples, shortest(self.stride)) - FRAME) // HOP
+        whole = (frames + frames % 2) // self.stride  # its pad_to_multiple_of=2
+        return min(whole, -(-(frames - 1) // self.stride))  # stacks whose second frame is real: its attention mask
+
+    @property
+    def unit(self) -> int:
+        """What lengths are rounded up to: a fiftieth of a second of waveform, or one stack of frames."""
+        return self.sample_rate_hz // 50 if self.stride is None else 1
+
+
+def shortest(stride: int) -> int:
+    """Return the samples that one stack of frames takes."""
+    return FRAME + (stride - 1) * HOP
+
+
+def extract(feature_extractor: Any, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the inputs of one utterance, normalised and unpadded, as the extractor itself would give them."""
-    import torch
+    import numpy as np
 
-    if type(feature_extractor).__name__ == "SeamlessM4TFeatureExtractor":
-        return torch.from_numpy(_stacked_log_mel(feature_extractor, waveform))
-    features = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="pt")
-    return features[feature_extractor.model_input_names[0]][0][features["attention_mask"][0].bool()]
+    kind = type(feature_extractor).__name__
+    if kind == "SeamlessM4TFeatureExtractor":
+        return _stacked_log_mel(feature_extractor, waveform)
+    if kind == "Wav2Vec2FeatureExtractor":  # what it does to one waveform, without its batching
+        if not feature_extractor.do_normalize:
+            return waveform
+        return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)  # type: ignore[no-any-return]
+    features = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="np")
+    return features[feature_extractor.model_input_names[0]][0][features["attention_mask"][0].astype(bool)]  # type: ignore[no-any-return]
 
 
 def _stacked_log_mel(extractor: Any, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -31,15 +75,14 @@ def _stacked_log_mel(extractor: Any, waveform: NDArray[np.float32]) -> NDArray[n
     """
     import numpy as np
 
-    frame, hop, fft = 400, 160, 512  # 25 ms, 10 ms at 16 kHz, as in the extractor
-    shortest = frame + (extractor.stride - 1) * hop  # what one stack of frames takes: less is padded with silence
-    if len(waveform) < shortest:
-        waveform = np.pad(waveform, (0, shortest - len(waveform)))
-    frames = np.lib.stride_tricks.sliding_window_view(waveform * np.float32(2**15), frame)[::hop].astype(np.float64)
+    least = shortest(extractor.stride)
+    if len(waveform) < least:  # padded with silence
+        waveform = np.pad(waveform, (0, least - len(waveform)))
+    frames = np.lib.stride_tricks.sliding_window_view(waveform * np.float32(2**15), FRAME)[::HOP].astype(np.float64)
     frames -= frames.mean(axis=1, keepdims=True)
     frames[:, 1:] -= 0.97 * frames[:, :-1]
     frames[:, 0] *= 1 - 0.97
-    spectrum = np.fft.rfft(frames * extractor.window, n=fft)
+    spectrum = np.fft.rfft(frames * extractor.window, n=FFT)
     power = spectrum.real**2 + spectrum.imag**2
     log_mel = np.log(np.maximum(power @ extractor.mel_filters, 1.192092955078125e-07)).astype(np.float32)
     if len(log_mel) > 1:  # of one frame there is no variance

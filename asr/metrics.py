@@ -6,12 +6,13 @@ offline (their work is jiwer's), and the lines of predictions.jsonl.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr.errors import ConfigError, did_you_mean
+from asr.errors import ConfigError, DataError, did_you_mean
 from asr.sources import Utterance
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Scorer:
 
     `predictions` of the evaluation are losses [utterances] and token ids [utterances, frames]; its `label_ids` are
     row numbers in the manifest, so that references come from the transcripts and not from what the tokenizer
-    could spell of them.
+    could spell of them. Row numbers below zero are fillers and count for nothing. The loss is the mean over utterances
+    with a finite one: CTC's is infinite where labels don't fit into the frames, which `num_infinite_losses` counts.
     """
 
     utterances: Sequence[Utterance]
@@ -79,15 +81,21 @@ class Scorer:
         self._metrics = {name: load(name) for name in self.metric_names}
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
-        (losses, tokens), rows = evaluated.predictions, evaluated.label_ids.tolist()
-        tokens = tokens.astype(int)
+        (losses, tokens), rows = evaluated.predictions, evaluated.label_ids
+        real = rows >= 0
+        if not real.any():
+            raise DataError("no utterance of the evaluation could be decoded; run.log names each with its problem.")
+        losses, tokens, rows = losses[real], tokens[real].astype(int), rows[real].tolist()
         tokens[tokens < 0] = self.tokenizer.pad_token_id  # what the evaluation loop pads with
         hypotheses = dict(zip(rows, map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True))
         loss = dict(zip(rows, losses.tolist(), strict=True))  # a row that comes twice counts once
         order = sorted(hypotheses)
         said, heard = [self.references[i] for i in order], [hypotheses[i] for i in order]
         self.predictions = [self._line(i, hypotheses[i]) for i in order]
-        scores = {"loss": sum(loss.values()) / len(loss)}
+        finite = [value for value in loss.values() if math.isfinite(value)]
+        scores: dict[str, float] = {"loss": sum(finite) / len(finite) if finite else math.nan}
+        if len(finite) < len(loss):
+            scores["num_infinite_losses"] = len(loss) - len(finite)
         for name, compute in self._metrics.items():
             result = compute(predictions=heard, references=said)
             scores |= result if isinstance(result, dict) else {Path(name).stem: result}

@@ -122,6 +122,21 @@ def constructor_parameters(module: str, name: str) -> tuple[str, ...]:
     return ()
 
 
+def constructor_defaults(module: str, name: str) -> dict[str, Any]:
+    """Return the literal defaults of a class' `__init__` by parameter; empty when it can't be found."""
+    node = _class(module, name)
+    for item in node.body if node else []:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            given = item.args.args[len(item.args.args) - len(item.args.defaults) :]
+            pairs = [*zip(given, item.args.defaults, strict=True), *zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)]
+            return {a.arg: ast.literal_eval(value) for a, value in pairs if value is not None and _is_literal(value)}
+    return {}
+
+
+def _is_literal(node: ast.expr) -> bool:
+    return all(isinstance(n, (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Load)) for n in ast.walk(node))
+
+
 def string_dict(module: str, name: str) -> dict[str, str]:
     """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` of strings."""
     begin = re.search(rf"^{re.escape(name)}\b[^=\n]*=", _source(module), re.MULTILINE)

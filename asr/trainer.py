@@ -5,6 +5,7 @@ In: a model, datasets and the trainer node. Out: a Trainer whose evaluation does
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import gaudi, metrics
-from asr.batching import LengthGroupedBatches, SortedBatches
+from asr.batching import FILLER, Batching, Buckets
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import free_form, out_of_range
-from asr.ctc import frame_lengths, greedy_tokens, utterance_losses
+from asr.ctc import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError, did_you_mean
 from asr.signatures import Parameter, dataclass_fields
 
 if TYPE_CHECKING:
     from asr.topology import Topology
+
+log = logging.getLogger(__name__)
 
 _POSITIVE, _COUNT, _SHARE = {"above": 0}, {"at_least": 1}, {"at_least": 0, "at_most": 1}
 _NOT_NEGATIVE = {"at_least": 0}
@@ -113,6 +116,7 @@ class CTCTraining:
         eval_dataset: UtteranceDataset | None,
         compute_metrics: Callable[..., Any] | None,
         gaudi_config: gaudi.GaudiConfig,
+        batching: Batching,
         topology: Topology,
         seed: int,
         run_dir: Path,
@@ -135,6 +139,7 @@ class CTCTraining:
                 eval_dataset=eval_dataset,
                 compute_metrics=compute_metrics,
                 processing_class=processor,
+                batching=batching,
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
@@ -170,6 +175,8 @@ class Forwarded:
     real: int = 0
     padded: int = 0
     audio_seconds: float = 0.0
+    bad: dict[str, str] = field(default_factory=dict)
+    """Utterances met that couldn't be decoded, by id, each with its problem."""
 
     def count(self, facts: BatchFacts, inputs: Any, labels: Any) -> None:
         self.shapes.add((*inputs.shape, *labels.shape))
@@ -184,7 +191,11 @@ class Forwarded:
 
 
 class SpeechTrainerMixin:
-    """Stands before a Trainer class: gives it our loaders, utterance losses and decoding of real frames only."""
+    """Stands before a Trainer class: gives it our batches and counts what goes through forward.
+
+    For GaudiTrainer, GaudiSeq2SeqTrainer and transformers' Trainer alike. Fillers must count for nothing in the loss:
+    rows without labels do so in a model's own cross-entropy; CTCTrainerMixin sees to it for CTC.
+    """
 
     args: Any
     model: Any
@@ -194,31 +205,34 @@ class SpeechTrainerMixin:
     eval_dataset: Any
     _train_batch_size: int | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batching: Batching | None = None, **kwargs: Any) -> None:
+        self.batching = batching or Buckets()
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
         super().__init__(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        data_seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        batches = LengthGroupedBatches(
-            [u.seconds or 0.0 for u in self.train_dataset.utterances],
+        batches = self.batching.train(
+            self.train_dataset.sizes(),
             self._train_batch_size or self.args.train_batch_size,  # auto_find_batch_size changes the former
-            seed=data_seed,
-            group_by_length=self.args.group_by_length,
-            drop_last=self.args.dataloader_drop_last,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            world_size=self.args.world_size,
+            args=self.args,
         )
         if not len(batches):
             raise DataError(
-                f"{len(self.train_dataset)} utterances make no full batch of {batches.batch_size}: lower "
+                f"{len(self.train_dataset)} utterances make no full batch of {batches.rows}: lower "
                 "trainer.args.per_device_train_batch_size or leave dataloader_drop_last out."
             )
-        return self._loader(self.train_dataset, batches)
+        _log_plan("training", batches)
+        return self._loader(self.train_dataset, batches, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(data, SortedBatches([u.seconds or 0.0 for u in data.utterances], self.args.eval_batch_size))
+        batches = self.batching.evaluate(data.sizes(), self.args.eval_batch_size, world_size=self.args.world_size)
+        _log_plan("evaluation", batches)
+        return self._loader(data, batches, self.data_collator.for_evaluation())
 
-    def _loader(self, data: UtteranceDataset, batches: Any) -> Any:
+    def _loader(self, data: UtteranceDataset, batches: Any, collate: Callable[..., Any]) -> Any:
         from torch.utils.data import DataLoader
 
         workers = self.args.dataloader_num_workers
@@ -226,21 +240,56 @@ class SpeechTrainerMixin:
         loader = DataLoader(
             data,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
             **(options if workers else {}),
         )
-        self.accelerator.even_batches = False  # accelerate refuses batches of changing size otherwise
+        # accelerate refuses batches of changing size otherwise. Our samplers have no batch_size: it would take the last
+        # batch for one that has to be cut down to the remainder of the dataset's length (Accelerator.gather_for_metrics).
+        self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        if BATCH_FACTS not in inputs:  # from an evaluation of the base class, already counted
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
         inputs = dict(inputs)
-        self.forwarded["train"].count(inputs.pop(BATCH_FACTS), inputs[self._input_name], inputs["labels"])
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
-        if not gaudi.divides_by_accumulation(self.args):
-            loss = loss / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
-        return loss
+        facts: BatchFacts = inputs.pop(BATCH_FACTS)
+        self._count("train", facts, inputs)
+        loss = self.batch_loss(model, inputs, facts, num_items_in_batch)
+        return loss if self._divides_by_accumulation() else loss / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
+        """Return the loss of a training batch, a scalar; here the model's own."""
+        return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(inputs)
+        self._count("eval", inputs.pop(BATCH_FACTS), inputs)
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _count(self, phase: str, facts: BatchFacts, inputs: Mapping[str, Any]) -> None:
+        self.forwarded[phase].count(facts, inputs[self.data_collator.input_name], inputs["labels"])
+        data = self.train_dataset if phase == "train" else self.eval_dataset
+        for row, problem in facts.bad:
+            utterance = data.utterances[row]
+            if utterance.id not in self.forwarded[phase].bad:
+                log.warning("utterance %s counts for nothing: %s", utterance.id, problem)
+            self.forwarded[phase].bad[utterance.id] = problem
+
+    def _divides_by_accumulation(self) -> bool:
+        """Say whether the base class divides the loss by the accumulation steps: transformers' does, optimum-habana's mostly not."""
+        return not class_path(self).startswith("optimum.") or gaudi.divides_by_accumulation(self.args)
+
+
+class CTCTrainerMixin(SpeechTrainerMixin):
+    """Adds utterance losses, so that fillers count for nothing, and decoding of real frames only."""
+
+    def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        real = [row != FILLER for row in facts.rows]
+        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
@@ -252,24 +301,32 @@ class SpeechTrainerMixin:
         import torch
 
         inputs = dict(inputs)
-        facts: BatchFacts = inputs.pop(BATCH_FACTS)
-        labels = inputs.pop("labels")
-        self.forwarded["eval"].count(facts, inputs[self._input_name], labels)
-        _, logits, _ = super().prediction_step(model, inputs, False, ignore_keys=ignore_keys)  # type: ignore[misc]
+        facts: BatchFacts = inputs[BATCH_FACTS]
+        labels = inputs["labels"]
+        self._count("eval", facts, inputs)
+        for key in (BATCH_FACTS, "labels"):
+            del inputs[key]
+        _, logits, _ = super(SpeechTrainerMixin, self).prediction_step(model, inputs, False, ignore_keys=ignore_keys)  # type: ignore[misc]
         frames = frame_lengths(self.model, facts.lengths)
         losses = utterance_losses(logits, labels.to(logits.device), frames, self.model.config)
         tokens = greedy_tokens(logits, frames, self.model.config.pad_token_id)
         return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 
-    @property
-    def _input_name(self) -> str:
-        return str(self.data_collator.input_name)
+
+def _log_plan(what: str, batches: Any) -> None:
+    plan = getattr(batches, "plan", None)
+    if plan is None:
+        return
+    shapes = ", ".join(f"{n} x {shape.rows} of {shape.length}" for n, shape in zip(plan.num_batches, plan.shapes, strict=True))
+    log.info(
+        "%s batches: %d shapes, %.1f %% audio (batches x rows of length: %s)", what, len(plan.shapes), 100 * plan.padding_efficiency, shapes
+    )
 
 
 @lru_cache
-def mixed_into(base: type) -> type:
-    """Return `base` with our mixin before it, under a name that shows both."""
-    return type(f"Speech{base.__name__}", (SpeechTrainerMixin, base), {"__module__": __name__})
+def mixed_into(base: type, mixin: type = CTCTrainerMixin) -> type:
+    """Return `base` with a mixin of ours before it, under a name that shows both."""
+    return type(f"Speech{base.__name__}", (mixin, base), {"__module__": __name__})
 
 
 def class_path(trainer: object) -> str:

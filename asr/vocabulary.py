@@ -65,6 +65,11 @@ class Vocabulary:
         tokens = [self.pad_token, self.unk_token, self.word_delimiter_token, *characters]
         return {token: i for i, token in enumerate(tokens)}
 
+    def labels(self, vocabulary: dict[str, int], transcripts: Iterable[str]) -> list[list[int]]:
+        """Return the label ids of transcripts by a built vocabulary: what its tokenizer gives, without importing one."""
+        ids = {**vocabulary, " ": vocabulary[self.word_delimiter_token]}
+        return [[ids[character] for character in transcript] for transcript in transcripts]
+
     def tokenizer_from(self, vocabulary: dict[str, int], folder: Path) -> PreTrainedTokenizerBase:
         """Return a character tokenizer over a built vocabulary, written to `folder`/vocab.json on the way."""
         from transformers import Wav2Vec2CTCTokenizer

@@ -14,14 +14,17 @@ from asr import audio, features
 from asr.batching import FILLER, Shape, Sizes, Slot
 from asr.errors import DataError
 from asr.features import InputLength
+from asr.frames import FrameCount
+from asr.labels import Labels
 from asr.sources import Utterance
+from asr.spec_augment import SpecAugment
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from asr.augment import Augmentation
-    from asr.spec_augment import SpecAugment
 
 BATCH_FACTS = "facts"
 """The batch's key that the trainer takes out before the model sees it."""
@@ -54,7 +57,7 @@ class Row:
 
     number: int
     inputs: NDArray[np.float32] | None
-    labels: Sequence[int]
+    labels: Sequence[int] | NDArray[np.int32]
     seconds: float
     length: int = 0
     shape: Shape | None = None
@@ -71,7 +74,7 @@ class UtteranceDataset:
     def __init__(
         self,
         utterances: Sequence[Utterance],
-        labels: Sequence[Sequence[int]],
+        labels: Labels,
         feature_extractor: Any,
         *,
         on_bad: str = "fail",
@@ -95,8 +98,7 @@ class UtteranceDataset:
 
         stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
         lengths = np.array([self.input_length((u.seconds or 0.0) * stretch) for u in self.utterances], np.int64)
-        labels = np.array([len(row) for row in self.labels], np.int64)
-        return Sizes(lengths, labels, lambda seconds: self.input_length(seconds * stretch), self.input_length.unit)
+        return Sizes(lengths, self.labels.lengths, lambda seconds: self.input_length(seconds * stretch), self.input_length.unit)
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""
@@ -144,6 +146,8 @@ class CTCCollator:
     num_features: int | None = None
     """Width of a frame; None for waveforms."""
     spec_augment: SpecAugment | None = None
+    mask_frames: FrameCount | None = None
+    """Frames that `spec_augment` masks: those before any adapter."""
 
     @classmethod
     def for_extractor(cls, feature_extractor: Any) -> CTCCollator:
@@ -151,6 +155,11 @@ class CTCCollator:
         width = feature_extractor.num_mel_bins * feature_extractor.stride if name == "input_features" else None
         # group-normed models (wav2vec2-base) were pretrained without a mask; their extractor says so
         return cls(name, float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask), width)
+
+    def with_masks_for(self, model: PreTrainedModel, seed: int) -> CTCCollator:
+        """Return the same collator with the masks that the model's config asks for, if any."""
+        frames = FrameCount.of(model.config.to_dict(), with_adapter=False)
+        return replace(self, spec_augment=SpecAugment.for_model(model, seed), mask_frames=frames)
 
     def for_evaluation(self) -> CTCCollator:
         """Return the same collator without masks of SpecAugment."""
@@ -177,7 +186,13 @@ class CTCCollator:
         if self.with_attention_mask:
             attended = np.array([real or length for real in lengths])
             batch["attention_mask"] = torch.from_numpy((np.arange(length) < attended[:, None]).astype(np.int64))
-        return {**batch, BATCH_FACTS: _facts(rows, lengths)}
+        facts = _facts(rows, lengths)
+        if self.spec_augment and self.mask_frames:
+            frames = self.mask_frames(lengths).tolist()
+            masks = self.spec_augment.draw(frames, int(self.mask_frames(length)), epoch=rows[0].epoch, rows=facts.rows)
+            names = ("mask_time_indices", "mask_feature_indices")
+            batch |= {name: torch.from_numpy(mask) for name, mask in zip(names, masks, strict=True) if mask is not None}
+        return {**batch, BATCH_FACTS: facts}
 
 
 def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:

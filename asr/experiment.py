@@ -23,6 +23,7 @@ from asr.errors import AsrError, ConfigError, said_by
 from asr.labels import Labels
 from asr.runs import Run
 from asr.sources import Source
+from asr.spec_augment import takes_masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,9 +287,9 @@ def work(run: Run) -> None:
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
     speech_trainer = pipeline.trainer.build(
-        model=model,
+        model=takes_masks(model),
         processor=processor,
-        data_collator=CTCCollator.for_extractor(extractor),
+        data_collator=CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed),
         train_dataset=datasets.get("train"),
         eval_dataset=datasets["eval"],
         compute_metrics=scorer,

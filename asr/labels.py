@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
-class Labels(Sequence["NDArray[np.int32]"]):
+class Labels:
     """Row i is `ids[ends[i-1]:ends[i]]`, int32 [labels]."""
 
     ids: NDArray[np.int32]
     ends: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int]]) -> Labels:
+    def of(cls, rows: Iterable[ArrayLike]) -> Labels:
         import numpy as np
 
         listed = [np.asarray(row, np.int32) for row in rows]
@@ -33,7 +33,7 @@ class Labels(Sequence["NDArray[np.int32]"]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: int) -> NDArray[np.int32]:  # type: ignore[override]
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)
@@ -54,7 +54,8 @@ class Labels(Sequence["NDArray[np.int32]"]):
         starts = self.ends - self.lengths
         same[starts[starts < len(same)]] = 0  # the last label of a row is no neighbour of the next row's first
         summed = np.concatenate([[0], np.cumsum(same)])
-        return self.lengths + summed[self.ends] - summed[starts]
+        needed: NDArray[np.int64] = self.lengths + summed[self.ends] - summed[starts]
+        return needed
 
     def select(self, rows: Sequence[int]) -> Labels:
         """Return the labels of some rows, in their order."""

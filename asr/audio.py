@@ -7,6 +7,7 @@ Out: seconds, or mono float32 samples at the rate asked for.
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,8 @@ def read(
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _stored(path: Path, column: str, row: int | None) -> str | io.BytesIO:
-    return str(path) if row is None else io.BytesIO(arrow.audio_bytes(path, column, row))
+def _stored(path: Path, column: str, row: int | None) -> bytes | io.BytesIO:
+    return os.fsencode(path) if row is None else io.BytesIO(arrow.audio_bytes(path, column, row))
 
 
 def _where(path: Path, row: int | None) -> str:

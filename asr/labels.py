@@ -5,7 +5,7 @@ In: lists of token ids. Out: one small file, and what CTC needs to know of each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,9 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[NDArray[np.int32]]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> NDArray[np.int32]:
         if not -len(self) <= row < len(self):

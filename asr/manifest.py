@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -73,23 +73,26 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write one utterance a line; those left out go beside it, only when there are any."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(u.to_json(), ensure_ascii=False) + "\n" for u in self.utterances), encoding="utf-8")
+        _write_lines(path, (u.to_json() for u in self.utterances))
         if self.left_out:
-            lines = ({k: v for k, v in vars(row).items() if v} for row in self.left_out)
-            dropped = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            path.with_suffix(".left_out.jsonl").write_text(dropped, encoding="utf-8")
+            _write_lines(path.with_suffix(".left_out.jsonl"), ({k: v for k, v in vars(row).items() if v} for row in self.left_out))
 
     @classmethod
     def load(cls, path: Path, split: str) -> Manifest:
         """Read what `save` wrote; the rows left out are not read back."""
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
             return cls(split, tuple(Utterance.from_json(json.loads(line)) for line in lines))
 
 
 def write_undecodable(path: Path, problems: Mapping[str, str]) -> None:
     """Write beside a manifest which of its utterances couldn't be decoded when their batch came, a line each."""
-    lines = (json.dumps({"id": name, "problem": problem}, ensure_ascii=False) + "\n" for name, problem in problems.items())
-    path.with_suffix(".undecodable.jsonl").write_text("".join(lines), encoding="utf-8")
+    _write_lines(path.with_suffix(".undecodable.jsonl"), ({"id": name, "problem": problem} for name, problem in problems.items()))
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON object a line. Names of files are bytes: those that are no UTF-8 come back as they were."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

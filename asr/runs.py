@@ -195,7 +195,13 @@ def configure_logging(run_dir: Path) -> None:
             },
             "handlers": {
                 "console": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stderr"},
-                "file": {"class": "logging.FileHandler", "formatter": "long", "filename": str(run_dir / "run.log"), "encoding": "utf-8"},
+                "file": {
+                    "class": "logging.FileHandler",
+                    "formatter": "long",
+                    "filename": str(run_dir / "run.log"),
+                    "encoding": "utf-8",
+                    "errors": "backslashreplace",
+                },
             },
             "loggers": {"asr": {"level": "INFO"}},
             "root": {"level": "WARNING", "handlers": ["console", "file"]},

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-Mask = npt.NDArray[np.bool_]
-Starts = npt.NDArray[np.int64]
-
-_NO_STARTS: Starts = np.empty(0, dtype=np.int64)
+    Mask = NDArray[np.bool_]
+    Starts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class SpecAugment:
         A filler, or a row without frames, has none. None stands for an axis whose probability is 0; otherwise the
         mask is there even if it is all False, so that the mask embedding has a gradient in every step.
         """
+        import numpy as np
+
         philox = np.random.Philox(key=self.seed)  # counter-based: (epoch, row) names a stream for the price of setting the state
         dice, state = np.random.Generator(philox), philox.state
         times, features = [], []
@@ -84,14 +83,18 @@ def _spans(size: int, share: float, length: int, min_masks: int, dice: np.random
     That function lets padding change a short row: its spans are then clamped to what the padded length holds.
     And it raises for a row shorter than one span, which gets none here.
     """
+    import numpy as np
+
     if share <= 0 or size < length:
-        return _NO_STARTS
+        return np.empty(0, np.int64)
     num_spans = max(int(share * size / length + dice.random()), min_masks)  # rounded up with the probability of the remainder
     return dice.choice(size - length + 1, min(num_spans, size // length), replace=False, shuffle=False)
 
 
 def _mask(starts: Sequence[Starts], width: int, length: int) -> Mask:
     """Return a mask [rows, width] whose spans of `length` begin at each row's `starts`."""
+    import numpy as np
+
     mask = np.zeros((len(starts), width), dtype=np.bool_)
     rows = np.repeat(np.arange(len(starts)), [len(row) for row in starts])
     mask[rows[:, None], np.concatenate(starts)[:, None] + np.arange(length)] = True

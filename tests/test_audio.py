@@ -50,3 +50,38 @@ def test_nan_samples_are_refused(tmp_path):
     soundfile.write(path, np.array([0.0, np.nan, 0.1]), RATE, subtype="FLOAT")
     with pytest.raises(DataError, match=r"nan\.wav holds samples that are NaN"):
         audio.read(path, RATE)
+
+
+def test_a_flac_cut_short_is_found_when_it_is_decoded(tmp_path):
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    seconds = audio.seconds_of(path)  # the header still promises three
+    assert seconds == 3.0
+    with pytest.raises(DataError, match=r"cut\.flac (is cut short|can't be read as audio)"):
+        audio.read(path, RATE, seconds=seconds)
+
+
+def test_a_part_of_a_file(tmp_path):
+    path = tmp_path / "ramp.wav"
+    ramp = np.arange(RATE) / RATE
+    soundfile.write(path, ramp, RATE, subtype="FLOAT")
+    part = audio.read(path, RATE, start_seconds=0.25, seconds=0.5)
+    np.testing.assert_allclose(part, ramp[4000:12000], atol=1e-6)
+    assert len(audio.read(path, RATE, start_seconds=0.75)) == 4000
+
+
+def test_a_stereo_mp3_of_44_1_khz(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, np.stack([tone(2, 44100), tone(2, 44100)], axis=1), 44100)
+    samples = audio.read(path, RATE, seconds=audio.seconds_of(path))
+    assert samples.ndim == 1
+    assert len(samples) == pytest.approx(2 * RATE, abs=1600)
+    spectrum = np.abs(np.fft.rfft(samples[4000:20000]))
+    assert spectrum.argmax() == 440
+
+
+def test_zero_length_audio_has_no_seconds(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
+    assert audio.seconds_of(tmp_path / "none.wav") == 0.0
+    assert audio.read(tmp_path / "none.wav", RATE).shape == (0,)

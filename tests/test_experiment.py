@@ -5,13 +5,20 @@ import os
 import signal
 import time
 
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 import pytest
+import soundfile
 from conftest import TINY, composed
 
 from asr import experiment
 from asr.errors import ConfigError, DataError
 from asr.experiment import Pipeline
+from asr.labels import Labels
+from asr.manifest import Manifest
 from asr.runs import Run, configure_logging
+from asr.sources import Source, Utterance
 
 
 @pytest.fixture
@@ -116,12 +123,11 @@ def test_preparing_writes_manifests_and_vocabulary(run):
     assert list(built)[:4] == ["[PAD]", "[UNK]", "|", "e"]
     record = Run.load(run.path).record
     assert record["dataset"]["name"] == "spoken_digits"
-    assert record["dataset"]["splits"]["test"] == {
-        "role": "eval",
-        "utterances": 10,
-        "hours": pytest.approx(0.002, abs=0.002),
-        "left_out": 0,
-    }
+    split = record["dataset"]["splits"]["test"]
+    expected = {"role": "eval", "utterances": 10, "speakers": 1, "left_out": 0, "left_out_because": {}}
+    assert {key: split[key] for key in expected} == expected
+    assert 0 < split["seconds"]["min"] <= split["seconds"]["median"] <= split["seconds"]["max"]
+    assert split["labels"]["max"] <= 3 * len("seven ")
     assert record["text"]["rules"]["case"] == "lower"
     assert record["vocabulary"] == {"built_from": ["eval", "train"], "size": len(built)}
 
@@ -135,6 +141,69 @@ def test_limits_apply_to_each_split(run):
 def test_an_empty_dataset_after_filtering_is_bad_data(run):
     with pytest.raises(DataError, match=r"no utterance is left \(24 longer than max_duration_in_seconds"):
         experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_duration_in_seconds=0.01")), run)
+
+
+@dataclass(kw_only=True)
+class Rows(Source):
+    """Real files made by the test, whatever the split."""
+
+    rows: list = field(default_factory=list)
+
+    def utterances(self, split):
+        return iter(self.rows)
+
+
+def prepared(run, tmp_path, transcripts, *overrides, **options):
+    """Prepare a corpus of one-second files with these transcripts; return its row of run.json by role."""
+    rows = []
+    for i, transcript in enumerate(transcripts):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(16000), 16000)
+        rows.append(Utterance(f"u{i}", tmp_path / f"{i}.wav", transcript))
+    pipeline = replace(Pipeline.of(composed(*TINY, *overrides)), dataset=Rows(rows=rows, eval_split="dev", **options))
+    experiment.prepare(pipeline, run)
+    return {split["role"]: split for split in Run.load(run.path).record["dataset"]["splits"].values()}
+
+
+def test_more_labels_than_frames_are_left_out_of_training_only(run, tmp_path):
+    """33 frames a second: 33 letters fit, 33 with an equal pair among them don't."""
+    splits = prepared(run, tmp_path, ["ab" * 16 + "c", "ab" * 16 + "b", "a" * 17, "a" * 18])
+    assert splits["train"]["left_out_because"] == {
+        "more labels than frames (CTC needs one for each, and one more between equal neighbours)": 2
+    }
+    left = [json.loads(line)["id"] for line in (run.path / "manifest" / "train.left_out.jsonl").read_text().splitlines()]
+    assert left == ["u1", "u3"]
+    assert splits["eval"]["left_out"] == 0
+    table = Manifest.load(run.path / "manifest" / "train.jsonl", "train")
+    labels = Labels.load(run.path / "manifest" / "train.labels.npz")
+    assert [u.id for u in table.utterances] == ["u0", "u2"]
+    assert [len(row) for row in labels] == [33, 17]
+
+
+def test_what_a_fixed_shape_can_t_hold_is_left_out(run, tmp_path):
+    splits = prepared(run, tmp_path, ["abc", "abcdef"], "batching=fixed", "batching.labels=4")
+    assert splits["train"]["left_out_because"] == splits["eval"]["left_out_because"] == {"more labels than batching.labels (4)": 1}
+    with pytest.raises(DataError, match=r"no utterance is left \(2 longer than batching\.seconds \(0\.5\)"):
+        prepared(run, tmp_path, ["abc", "abcdef"], "batching=fixed", "batching.seconds=0.5")
+
+
+def test_labels_are_those_of_the_tokenizer(run):
+    pipeline = Pipeline.of(run.config)
+    experiment.prepare(pipeline, run)
+    tokenizer = pipeline.tokenizer(run.path)
+    table = Manifest.load(run.path / "manifest" / "train.jsonl", "train")
+    labels = Labels.load(run.path / "manifest" / "train.labels.npz")
+    assert [row.tolist() for row in labels] == [tokenizer(u.text).input_ids for u in table.utterances]
+
+
+def test_static_shapes_refuse_what_contradicts_them():
+    with pytest.raises(ConfigError, match=r"^trainer\.args\.group_by_length: can't be true with static shapes"):
+        Pipeline.of(composed(*TINY, "trainer.args.group_by_length=true"))
+    Pipeline.of(composed(*TINY, "batching=longest", "trainer.args.group_by_length=true"))
+
+
+def test_a_source_s_configuration_error_names_the_whole_key(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"^dataset\.root: there is no folder"):
+        experiment.prepare(Pipeline.of(composed("dataset=folder", f"dataset.root={tmp_path}/none")), run)
 
 
 def test_evaluating_needs_a_ctc_head_and_its_vocabulary(run_dir, tmp_path):

@@ -1,3 +1,5 @@
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +42,10 @@ def test_bounds_leave_out_and_say_why(rows):
     source = Files(rows=rows, min_duration_in_seconds=1.0, max_duration_in_seconds=1.5)
     table = manifest.build(source, "train", limit=None, normalise=str)
     assert [u.id for u in table.utterances] == ["u2", "u3"]
-    assert dict(table.left_out) == {"u1": "shorter than min_duration_in_seconds (1)", "u4": "longer than max_duration_in_seconds (1.5)"}
+    assert {row.id: row.reason for row in table.left_out} == {
+        "u1": "shorter than min_duration_in_seconds (1)",
+        "u4": "longer than max_duration_in_seconds (1.5)",
+    }
 
 
 def test_a_transcript_that_normalises_to_nothing_is_left_out(rows):
@@ -51,7 +56,7 @@ def test_a_transcript_that_normalises_to_nothing_is_left_out(rows):
 def test_less_than_a_frame_is_left_out(rows, tmp_path):
     short = [Utterance("none", wav(tmp_path, "none", 0), "a"), Utterance("short", wav(tmp_path, "short", 0.02), "a")]
     table = manifest.build(Files(rows=[*rows, *short]), "train", limit=None, normalise=str)
-    assert dict(table.left_out) == dict.fromkeys(["none", "short"], "shorter than a frame of 0.025 s")
+    assert table.reasons == {"shorter than a frame of 0.025 s": 2}
 
 
 def test_a_limit_takes_the_first(rows):
@@ -64,10 +69,79 @@ def test_nothing_left_is_an_error_with_the_counts(rows, source, reason):
         manifest.build(Files(**{"rows": rows, **source}), "train", limit=None, normalise=str)
 
 
-def test_an_unreadable_file_is_named(rows, tmp_path):
-    (tmp_path / "u2.wav").write_bytes(b"garbage")
-    with pytest.raises(DataError, match=r"u2\.wav can't be read"):
-        manifest.build(Files(rows=rows), "train", limit=None, normalise=str)
+BAD = {
+    "missing": ("missing audio", "gone.wav is not there"),
+    "text": ("unreadable audio", "text.wav can't be read as audio"),
+    "duplicate": ("duplicate id", "'u1' names both"),
+    "beyond": ("part beyond the end of its audio", "0.4 to 0.9 s is beyond its 0.50 s"),
+}
+
+
+def bad_row(kind, folder):
+    if kind == "text":
+        (folder / "text.wav").write_text("a transcript, named by mistake")
+    return {
+        "missing": Utterance("bad", folder / "gone.wav", "a"),
+        "text": Utterance("bad", folder / "text.wav", "a"),
+        "duplicate": Utterance("u1", folder / "u2.wav", "a"),
+        "beyond": Utterance("bad", folder / "u1.wav", "a", start_seconds=0.4, seconds=0.5),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_audio_is_left_out_and_listed(rows, tmp_path, kind):
+    reason, detail = BAD[kind]
+    table = manifest.build(Files(rows=[*rows, bad_row(kind, tmp_path)]), "train", limit=None, normalise=str)
+    assert [u.id for u in table.utterances] == ["u1", "u2", "u3", "u4"]
+    assert table.reasons == {reason: 1}
+    table.save(tmp_path / "m" / "train.jsonl")
+    (line,) = map(json.loads, (tmp_path / "m" / "train.left_out.jsonl").read_text().splitlines())
+    assert line["reason"] == reason
+    assert detail in line["detail"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_audio_stops_at_once_where_that_is_asked_for(rows, tmp_path, kind):
+    with pytest.raises(DataError, match="utterance '(bad|u1)'.*" + re.escape(BAD[kind][1])):
+        manifest.build(Files(rows=[*rows, bad_row(kind, tmp_path)], on_bad="fail"), "train", limit=None, normalise=str)
+
+
+def test_nothing_but_bad_audio_names_the_first(tmp_path):
+    with pytest.raises(DataError, match=r"no utterance is left \(1 missing audio; the first: .*gone\.wav is not there"):
+        manifest.build(Files(rows=[bad_row("missing", tmp_path)]), "train", limit=None, normalise=str)
+
+
+def test_parts_of_a_file(rows, tmp_path):
+    parts = [
+        Utterance("a", tmp_path / "u4.wav", "a", start_seconds=0.0, seconds=0.7),
+        Utterance("b", tmp_path / "u4.wav", "b", start_seconds=0.7),
+        Utterance("c", tmp_path / "u4.wav", "c", start_seconds=1.5, seconds=0.55),  # rounded by whoever wrote it
+    ]
+    table = manifest.build(Files(rows=parts), "train", limit=None, normalise=str)
+    assert [u.seconds for u in table.utterances] == pytest.approx([0.7, 1.3, 0.5])
+
+
+def test_one_utterance_is_a_table(rows):
+    table = manifest.build(Files(rows=rows[:1]), "train", limit=None, normalise=str)
+    assert table.describe()["seconds"] == {"min": 0.5, "mean": 0.5, "median": 0.5, "max": 0.5}
+
+
+def test_a_split_is_described(rows):
+    described = manifest.build(Files(rows=rows, max_duration_in_seconds=1.6), "train", limit=None, normalise=str).describe()
+    assert described == {
+        "utterances": 3,
+        "hours": 0.0008,
+        "seconds": {"min": 0.5, "mean": 1.0, "median": 1.0, "max": 1.5},
+        "speakers": 1,
+        "left_out": 1,
+        "left_out_because": {"longer than max_duration_in_seconds (1.6)": 1},
+    }
+
+
+def test_rows_that_turn_out_unfit_are_left_out_later(rows):
+    table = manifest.build(Files(rows=rows), "train", limit=None, normalise=str).without({1: "more labels than frames"})
+    assert [u.id for u in table.utterances] == ["u1", "u3", "u4"]
+    assert [(row.id, row.reason) for row in table.left_out] == [("u2", "more labels than frames")]
 
 
 def test_saving_and_loading_lose_nothing(rows, tmp_path):

@@ -1,16 +1,23 @@
 """The mixed trainer on a real model and corpus: what batch size, padding and accumulation may not change."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import TINY, composed
 
-from asr import manifest, metrics, trainer
+from asr import gaudi, manifest, metrics, trainer
+from asr.batching import FILLER, Buckets, Shape, Slot
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import ConfigError, DataError
 from asr.experiment import Pipeline
+from asr.labels import Labels
+from asr.spec_augment import takes_masks
 
 
-def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation"):
+def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation", on_bad="fail", utterances=lambda rows: rows):
     """Return a trainer over the small corpus, with its scorer, as asr.experiment.work builds it."""
     import transformers
 
@@ -20,21 +27,38 @@ def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation"):
     references = {role: [pipeline.text(u.text) for u in t.utterances] for role, t in tables.items()}
     tmp_path.mkdir(exist_ok=True)
     tokenizer = pipeline.vocabulary.tokenizer_from(pipeline.vocabulary.build([r for rs in references.values() for r in rs]), tmp_path)
-    net = pipeline.model.load(tokenizer, new_head=True)
+    net = takes_masks(pipeline.model.load(tokenizer, new_head=True))
     processor = pipeline.model.processor(tokenizer, net)
+    extractor = processor.feature_extractor
     data = {
         role: UtteranceDataset(
-            t.utterances, [pipeline.vocabulary.encode(tokenizer, r) for r in references[role]], processor.feature_extractor
+            utterances(t.utterances),
+            Labels.of(pipeline.vocabulary.encode(tokenizer, r) for r in references[role]),
+            extractor,
+            on_bad=on_bad,
         )
         for role, t in tables.items()
     }
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text)
     made = pipeline.trainer.build(
-        model=net, processor=processor, data_collator=CTCCollator.for_extractor(processor.feature_extractor),
+        model=net, processor=processor, data_collator=CTCCollator.for_extractor(extractor).with_masks_for(net, pipeline.seed),
         train_dataset=data["train"], eval_dataset=data["eval"], compute_metrics=scorer, gaudi_config=pipeline.gaudi_config,
-        topology=pipeline.topology, seed=pipeline.seed, run_dir=tmp_path,
+        batching=pipeline.batching, topology=pipeline.topology, seed=pipeline.seed, run_dir=tmp_path,
     )  # fmt: skip
     return made, scorer
+
+
+def spied_on(made):
+    """Return a list that gets the rows of every batch that the trainer's collator makes."""
+    drawn = []
+
+    class Spy(CTCCollator):
+        def __call__(self, rows):
+            drawn.append([r.number for r in rows])
+            return super().__call__(rows)
+
+    made.data_collator = Spy(**vars(made.data_collator))
+    return drawn
 
 
 def test_the_class_is_the_real_gaudi_trainer_under_our_mixin(tmp_path):
@@ -61,8 +85,8 @@ def test_eval_loss_is_the_mean_over_utterances(tmp_path):
     """10 utterances in batches of 4: GaudiTrainer alone would weigh the last two as much as four (trainer.py:2133)."""
     made, _ = built(tmp_path, "trainer.args.per_device_eval_batch_size=4", split="test")
     losses = []
-    for row in made.eval_dataset:
-        batch = dict(made.data_collator([row]))
+    for number in range(len(made.eval_dataset)):
+        batch = dict(made.data_collator([made.eval_dataset[number]]))
         batch.pop("facts")
         with torch.no_grad():
             losses.append(made.model.eval()(**batch).loss.item())
@@ -90,51 +114,215 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
         )
         rows = list(range(8))
         halves = [rows[i : i + size] for i in range(0, 8, size)]
-        made.get_train_dataloader = lambda made=made, halves=halves: made._loader(made.train_dataset, halves * 2)
+        made.get_train_dataloader = lambda made=made, halves=halves: made._loader(made.train_dataset, halves * 2, made.data_collator)
         logged.append(made.train().training_loss)
         weights.append(torch.cat([p.detach().flatten() for p in made.model.parameters()]))
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
 
 
-def test_training_sees_every_utterance_once_an_epoch_and_reshuffles(tmp_path):
+@pytest.mark.parametrize("batching", ["buckets", "fixed", "longest"])
+def test_training_sees_every_utterance_once_an_epoch_and_reshuffles(tmp_path, batching):
     made, _ = built(
-        tmp_path, "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=5", "trainer.args.save_strategy=no"
+        tmp_path,
+        f"batching={batching}",
+        "trainer.args.num_train_epochs=2",
+        "trainer.args.per_device_train_batch_size=5",
+        "trainer.args.save_strategy=no",
     )
-    drawn = []
-    collate = made.data_collator.__class__.__call__
-    made.data_collator = type(
-        "Spy",
-        (),
-        {"input_name": "input_features", "__call__": lambda self, rows: drawn.append([r.number for r in rows]) or collate(spied, rows)},
-    )()
-    spied = CTCCollator("input_features", 0.0, True)
+    drawn = spied_on(made)
     made.train()
-    epochs = drawn[:5], drawn[5:]
-    assert [sorted(i for batch in epoch for i in batch) for epoch in epochs] == [list(range(24))] * 2
+    half = len(drawn) // 2
+    epochs = drawn[:half], drawn[half:]
+    assert [sorted(i for batch in epoch for i in batch if i >= 0) for epoch in epochs] == [list(range(24))] * 2
     assert epochs[0] != epochs[1]
 
 
 def test_an_epoch_without_a_batch_is_bad_data_not_a_finished_run(tmp_path):
-    made, _ = built(tmp_path, "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64")
+    drop = ["batching=longest", "trainer.args.dataloader_drop_last=true"]
+    made, _ = built(tmp_path, *drop, "trainer.args.per_device_train_batch_size=64")
     with pytest.raises(DataError, match="24 utterances make no full batch of 64"):
         made.train()
 
 
 def test_a_batch_size_that_was_found_is_the_loader_s(tmp_path):
-    made, _ = built(tmp_path)
+    made, _ = built(tmp_path, "batching=fixed")
     made._train_batch_size = 4  # what auto_find_batch_size does after running out of memory
     assert {len(batch) for batch in made.get_train_dataloader().batch_sampler} == {4}
 
 
 def test_what_went_through_forward_is_counted(tmp_path):
-    made, _ = built(tmp_path, "trainer.args.max_steps=3", "trainer.args.per_device_train_batch_size=8", "trainer.args.save_strategy=no")
+    made, _ = built(
+        tmp_path, "trainer.args.num_train_epochs=1", "trainer.args.per_device_train_batch_size=8", "trainer.args.save_strategy=no"
+    )
+    shapes = set()
+    made.model.register_forward_pre_hook(lambda _, __, kwargs: shapes.add(tuple(kwargs["input_features"].shape)), with_kwargs=True)
+    plan = made.get_train_dataloader().batch_sampler.plan
     made.train()
     seen = made.forwarded["train"]
     seconds = sum(u.seconds for u in made.train_dataset.utterances)
-    assert seen.audio_seconds == pytest.approx(seconds)  # 3 batches of 8 are the 24 utterances
-    assert 0.5 < seen.padding_efficiency <= 1
-    assert len(seen.shapes) == 3
+    assert seen.audio_seconds == pytest.approx(seconds)
+    assert {shape[:3] for shape in seen.shapes} == shapes
+    assert {(s.length, s.labels, s.rows) for s in plan.shapes} == {(length, labels, rows) for rows, length, _, _, labels in seen.shapes}
+    assert seen.padding_efficiency == pytest.approx(plan.padding_efficiency)
+
+
+@pytest.mark.parametrize(("batching", "num_shapes"), [("fixed", 1), ("buckets batching.max_shapes=2", 2)])
+def test_shapes_are_few_in_training_and_in_evaluation(tmp_path, batching, num_shapes):
+    made, scorer = built(
+        tmp_path, *f"batching={batching}".split(), "trainer.args.max_steps=8", "trainer.args.save_strategy=no", split="test"
+    )
+    made.train()
+    made.evaluate()
+    assert len(made.forwarded["train"].shapes) == len(made.forwarded["eval"].shapes) == num_shapes
+    assert len(scorer.predictions) == 10
+
+
+def test_batching_never_changes_an_evaluation(tmp_path):
+    results = []
+    for batching in ("longest", "buckets", "fixed"):
+        made, scorer = built(tmp_path / batching, f"batching={batching}", "trainer.args.per_device_eval_batch_size=3", split="test")
+        results.append((scorer, made.evaluate()["eval_loss"]))
+    for scorer, loss in results[1:]:
+        assert scorer.predictions == results[0][0].predictions
+        assert loss == pytest.approx(results[0][1], rel=1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("model", ["wav2vec2_bert_tiny", "wav2vec2_tiny"])
+def test_fillers_count_for_nothing_in_loss_and_gradient(tmp_path, model, reduction):
+    made, _ = built(tmp_path, f"model.ctc_loss_reduction={reduction}", model=model)
+    made.model.eval()  # no dropout
+    length = int(made.train_dataset.sizes().lengths[:3].max())
+    gradients, losses = [], []
+    for rows in (3, 5):
+        shape = Shape(length, 40, rows)
+        slots = [Slot(i, shape, 0) if i < 3 else Slot(FILLER, shape, 0) for i in range(rows)]
+        made.model.zero_grad()
+        made.current_gradient_accumulation_steps = 1
+        loss = made.compute_loss(made.model, made.data_collator([made.train_dataset[slot] for slot in slots]))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in made.model.parameters() if p.requires_grad]))
+    own = made.data_collator([made.train_dataset[Slot(i, Shape(length, 40, 3), 0)] for i in range(3)])
+    own = {k: v for k, v in own.items() if k != "facts"}
+    assert losses[0] == pytest.approx(made.model(**own).loss.item(), rel=1e-5)  # transformers' own loss
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_of_fillers_alone_has_a_zero_gradient(tmp_path):
+    made, _ = built(tmp_path)
+    made.current_gradient_accumulation_steps = 1
+    loss = made.compute_loss(made.model, made.data_collator([made.train_dataset[Slot(FILLER, Shape(50, 10, 2), 0)]] * 2))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(not p.grad.any() for p in made.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_audio_that_can_t_be_decoded_becomes_a_filler_listed_and_counted(tmp_path, workers, caplog):
+    nan, cut = tmp_path / "nan.wav", tmp_path / "cut.flac"
+    soundfile.write(nan, np.full(16000, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(cut, np.random.default_rng(0).uniform(-0.5, 0.5, 16000), 16000)
+    cut.write_bytes(cut.read_bytes()[:9000])
+
+    def with_bad(rows):
+        return (replace(rows[0], audio=nan, seconds=1.0), replace(rows[1], audio=cut, seconds=1.0), *rows[2:])
+
+    made, scorer = built(
+        tmp_path / "run",
+        "trainer.args.num_train_epochs=1",
+        "trainer.args.save_strategy=no",
+        f"trainer.args.dataloader_num_workers={workers}",
+        split="test",
+        on_bad="drop",
+        utterances=with_bad,
+    )
+    plan = made.get_train_dataloader().batch_sampler.plan
+    made.train()
+    made.evaluate()
+    ids = {phase: sorted(seen.bad) for phase, seen in made.forwarded.items()}
+    assert ids == {
+        "train": [u.id for u in made.train_dataset.utterances[:2]],
+        "eval": [u.id for u in made.eval_dataset.utterances[:2]],
+    }
+    assert {shape[0] for shape in made.forwarded["train"].shapes} == {s.rows for s in plan.shapes}
+    assert [line["id"] for line in scorer.predictions] == [u.id for u in made.eval_dataset.utterances[2:]]
+    assert "nan.wav holds samples that are NaN" in caplog.text
+    assert "cut.flac" in caplog.text
+
+
+def test_nothing_decodable_to_evaluate_is_bad_data(tmp_path):
+    made, _ = built(tmp_path, on_bad="drop", utterances=lambda rows: tuple(replace(u, audio=tmp_path / "gone.wav") for u in rows))
+    with pytest.raises(DataError, match="no utterance of the evaluation could be decoded"):
+        made.evaluate()
+
+
+def test_bad_audio_stops_the_run_where_that_is_asked_for(tmp_path):
+    made, _ = built(tmp_path, utterances=lambda rows: tuple(replace(u, audio=tmp_path / "gone.wav") for u in rows))
+    with pytest.raises(DataError, match=r"gone\.wav is not there"):
+        made.train()
+
+
+def test_masks_are_drawn_for_training_only_and_reach_the_model(tmp_path):
+    masked = ["model.mask_time_prob=0.3", "model.mask_time_length=2", "model.mask_feature_prob=0.2", "model.mask_feature_length=4"]
+    made, _ = built(tmp_path, *masked, "trainer.args.max_steps=2", "trainer.args.save_strategy=no")
+    given = {"train": [], "eval": []}
+
+    def spy(model, _, kwargs):
+        given["train" if model.training else "eval"].append({k: v for k, v in kwargs.items() if "mask_" in k and k != "attention_mask"})
+
+    made.model.register_forward_pre_hook(spy, with_kwargs=True)
+    made.train()
+    made.evaluate()
+    assert [set(masks) for masks in given["train"]] == [{"mask_time_indices", "mask_feature_indices"}] * 2
+    assert all(mask.any() for masks in given["train"] for mask in masks.values())
+    assert all(masks == {} for masks in given["eval"])
+
+
+@pytest.mark.parametrize("base", ["transformers.Trainer", "optimum.habana.GaudiTrainer", "optimum.habana.GaudiSeq2SeqTrainer"])
+def test_batches_work_in_every_trainer_class(tmp_path, base):
+    """A speech encoder with a text decoder: the loss is the model's own, and rows without labels count for nothing in it."""
+    import transformers
+    from transformers import BartConfig, SpeechEncoderDecoderConfig, SpeechEncoderDecoderModel, Wav2Vec2Config
+
+    made, _ = built(tmp_path, model="wav2vec2_tiny")
+    encoder = Wav2Vec2Config(**made.model.config.to_dict())
+    decoder = BartConfig(d_model=32, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=40, use_cache=False)
+    config = SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    net = SpeechEncoderDecoderModel(config)
+    net.accepts_loss_kwargs = False  # its forward hands **kwargs to the encoder
+    options = {"output_dir": str(tmp_path), "max_steps": 3, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    options |= {"remove_unused_columns": False, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+    library, _, name = base.rpartition(".")
+    if library == "transformers":
+        args, more = transformers.TrainingArguments(**options), {}
+    else:
+        kind = "GaudiSeq2SeqTrainingArguments" if "Seq2Seq" in name else "GaudiTrainingArguments"
+        habana = gaudi.optimum_habana()
+        args = getattr(habana, kind)(**options, use_habana=False, use_lazy_mode=False)
+        more = {"gaudi_config": habana.GaudiConfig()}
+    cls = getattr(transformers if library == "transformers" else gaudi.optimum_habana(), name)
+    ours = trainer.mixed_into(cls, trainer.SpeechTrainerMixin)(
+        model=net, args=args, data_collator=made.data_collator, train_dataset=made.train_dataset, eval_dataset=made.eval_dataset,
+        batching=Buckets(max_shapes=2), **more,
+    )  # fmt: skip
+    ours.train()
+    assert "eval_loss" in ours.evaluate()
+    assert trainer.class_path(ours).endswith(name)
+    assert len(ours.forwarded["train"].shapes) == len(ours.forwarded["eval"].shapes) == 2
+
+
+def test_accumulation_is_divided_by_whoever_does_it(tmp_path):
+    """transformers' Trainer divides the loss by the accumulation steps itself; GaudiTrainer doesn't, so we do."""
+    import transformers
+
+    made, _ = built(tmp_path)
+    stock = trainer.mixed_into(transformers.Trainer).__new__(trainer.mixed_into(transformers.Trainer))
+    assert stock._divides_by_accumulation()
+    assert not made._divides_by_accumulation()
 
 
 def test_workers_change_nothing(tmp_path):

@@ -32,6 +32,10 @@ class Hub(Source):
     that can't be had.
     """
 
+    train_split: str = "train"
+    """A split expression."""
+    eval_split: str = "test"
+    """A split expression."""
     path: str | None = None
     """Name on the hub, such as openslr/librispeech_asr, or a local folder."""
     config_name: str | None = None
@@ -136,11 +140,14 @@ class Hub(Source):
     def _explained(self) -> Iterator[None]:
         """Turn what datasets raises for a dataset that can't be loaded into an error in a user's words."""
         from datasets.exceptions import DatasetsError
+        from pyarrow import ArrowException
 
         key = "root" if self.root else "path"
         wanted = self._location() + (f" (config_name {self.config_name})" if self.config_name else "")
         try:
             yield
+        except ArrowException as error:  # before ValueError, which some of them are
+            raise DataError(f"{wanted} can't be read: {_first_line(error)}") from error
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
@@ -188,7 +195,7 @@ class Hub(Source):
         """Return the ids of the splits that have some, unique across them where they are within each."""
         ids = {}
         for name, table in tables.items():
-            column = self._optional_column("id_column", "id", name, table)
+            column = self._optional_column("id_column", "id", name, table) if table.files else None
             if column is not None:
                 values = [None if value is None else str(value) for value in table.values(column)]
                 if self.id_column is not None or len(set(values)) == len(values):  # some call the id of a sentence id

@@ -35,26 +35,28 @@ class JsonLines(Source):
 
     def utterances(self, split: str) -> Iterator[Utterance]:
         rows = [row for manifest in self._manifests(split) for row in self._rows(manifest)]
-        parts_of = Counter(row.audio for row in rows)
+        parts_of = Counter(row.audio for row in rows if not row.id)
         files_called = Counter(audio.stem for audio in parts_of)
         for row in rows:
-            if row.id:
-                yield row
-                continue
-            name = row.audio.stem if files_called[row.audio.stem] == 1 else row.audio.with_suffix("").as_posix()
-            yield replace(row, id=name if parts_of[row.audio] == 1 else f"{name}@{row.start_seconds or 0.0}")
+            name = row.audio.stem if files_called[row.audio.stem] == 1 else self._relative(row.audio.with_suffix(""))
+            part = "" if parts_of[row.audio] == 1 or row.start_seconds is None else f"@{row.start_seconds}"
+            yield row if row.id else replace(row, id=name + part)
+
+    def _folder(self) -> Path:
+        return self.corpus_folder() if self.root else Path()
+
+    def _relative(self, path: Path) -> str:
+        return (path.relative_to(self._folder()) if path.is_relative_to(self._folder()) else path).as_posix()
 
     def _manifests(self, split: str) -> list[Path]:
-        root = self.corpus_folder() if self.root else Path()
+        root = self._folder()
         manifests = []
         for name in split.split("+"):
             path = root / Path(name.strip()).expanduser()
             if not path.is_file():
                 beside = path.parent if path.parent.is_dir() else root
-                there = (file for file in beside.iterdir() if file.suffix in (".json", ".jsonl"))
-                raise self.no_such_split(
-                    split, name.strip(), sorted(str(f.relative_to(root) if f.is_relative_to(root) else f) for f in there)
-                )
+                there = sorted(self._relative(file) for file in beside.iterdir() if file.suffix in (".json", ".jsonl"))
+                raise self.no_such_split(split, name.strip(), there)
             manifests.append(path)
         return manifests
 

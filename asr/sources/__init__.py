@@ -101,13 +101,13 @@ class Source:
         raise NotImplementedError
 
     def corpus_folder(self) -> Path:
-        """Return `root`, or raise a ConfigError when it is missing or no folder."""
+        """Return `root` as an absolute path, or raise a ConfigError when it is missing or no folder."""
         if not self.root:
             raise ConfigError("is missing; name the folder of the corpus.", key="root")
         folder = Path(self.root).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {self.root!r}.", key="root")
-        return folder
+        return folder.absolute()
 
     def split_names(self, split: str, there: Collection[str]) -> list[str]:
         """Return the names that a split such as "train+dev" joins, in order; raise a ConfigError for one that isn't `there`."""

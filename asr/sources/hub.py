@@ -112,18 +112,17 @@ class Hub(Source):
                     location, self.config_name, revision=self.revision, cache_dir=self.cache_dir, keep_in_memory=False
                 )
         if isinstance(loaded, datasets.Dataset):  # saved alone: it may not know its name, or be called train[:10%]
-            loaded = {str(loaded.split) if re.fullmatch(r"\w+(\.\w+)*", str(loaded.split)) and loaded.split else "train": loaded}
-        tables = {}
-        for name, dataset in loaded.items():
-            tables[name] = ArrowSplit(tuple(Path(file["filename"]).absolute() for file in dataset.cache_files))
-            if tables[name].num_rows != dataset.num_rows:
-                raise DataError(f"{location}, split {name!r}, is a selection of rows; save it anew after flatten_indices().")
-        return tables
+            named = loaded.split is not None and re.fullmatch(r"\w+(\.\w+)*", str(loaded.split))
+            loaded = {str(loaded.split) if named else "train": loaded}
+        return {
+            str(name): ArrowSplit(tuple(Path(file["filename"]).absolute() for file in dataset.cache_files), dataset.num_rows)
+            for name, dataset in loaded.items()
+        }
 
     def _folder(self) -> Path | None:
         """Return the local folder of the dataset, or None when it is a name on the hub."""
         if self.root:
-            return self.corpus_folder().absolute()
+            return self.corpus_folder()
         if not self.path:
             raise ConfigError("is missing; name a dataset on the hub, or give a local folder as root.", key="path")
         folder = Path(self.path).expanduser()
@@ -164,16 +163,18 @@ class Hub(Source):
             choices = f"choose from {', '.join(listed)}, or null for the only one." if listed else _first_line(error)
             raise ConfigError(f"{wrong}; {choices}{did_you_mean(self.config_name or '', listed)}", key="config_name") from error
         except OSError as error:  # not there, not reachable, not allowed
-            mend = (
-                ""
-                if self._folder()
-                else (
-                    " Check the name, the network and HF_TOKEN; without network give a local copy: "
-                    "root=/a/folder of its Parquet or Arrow files, or one that save_to_disk wrote."
-                )
+            elsewhere = (
+                " Check the name, the network and HF_TOKEN; without network give a local copy: "
+                "root=/a/folder of its Parquet or Arrow files, or one that save_to_disk wrote."
             )
+            mend = "" if self._folder() else elsewhere
             raise ConfigError(f"{wanted} can't be had: {_first_line(error)}.{mend}", key=key) from error
         except DatasetsError as error:
+            if isinstance(error.__cause__, ImportError):  # datasets 4 wants torchcodec to pack audio files, not to read packed ones
+                raise ConfigError(
+                    f"{wanted} holds separate audio files, not Parquet or Arrow files; dataset=folder reads a local folder of those.",
+                    key=key,
+                ) from error
             raise DataError(f"{wanted} can't be converted to Arrow files: {_first_line(error.__cause__ or error)}") from error
 
     def _ranges(self, spec: str, num_rows: dict[str, int]) -> list[tuple[str, int, int]]:

@@ -43,7 +43,7 @@ class JsonLines(Source):
             yield row if row.id else replace(row, id=name + part)
 
     def _folder(self) -> Path:
-        return self.corpus_folder() if self.root else Path()
+        return self.corpus_folder() if self.root else Path.cwd()
 
     def _relative(self, path: Path) -> str:
         return (path.relative_to(self._folder()) if path.is_relative_to(self._folder()) else path).as_posix()

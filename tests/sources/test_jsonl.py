@@ -46,6 +46,7 @@ def test_without_root_names_are_relative_to_the_working_directory(root, monkeypa
     monkeypatch.chdir(root / "m")
     assert len(list(JsonLines().utterances("train.jsonl"))) == 3
     assert len(list(JsonLines().utterances(str(root / "test.json")))) == 1
+    assert all(row.audio.is_absolute() for row in JsonLines(root=".").utterances("train.jsonl"))
 
 
 def test_files_that_share_a_name_keep_apart(tmp_path):

@@ -286,14 +286,14 @@ def test_a_broken_file_is_bad_data(tmp_path):
 def test_a_shard_that_breaks_the_conversion_is_bad_data(tmp_path):
     folder = written(tmp_path / "shards", **{"train-00000-of-00002": table(0, 2)})
     (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(DataError, match=r"shards can't be converted to Arrow files: Parquet"):
+    with pytest.raises(DataError, match=r"shards can't be converted to Arrow files: .*Parquet file size"):
         list(hub(folder, tmp_path).utterances("train"))
 
 
 def test_audio_files_of_their_own_are_for_the_folder_source(tmp_path):
     sound(tmp_path / "files" / "train" / "a.wav")
     (tmp_path / "files" / "train" / "metadata.csv").write_text("file_name,text\na.wav,one\n")
-    with pytest.raises(ConfigError, match=r"^root: .* dataset=folder reads those"):
+    with pytest.raises(ConfigError, match=r"^root: .* dataset=folder reads a local"):
         list(hub(tmp_path / "files", tmp_path).utterances("train"))
 
 

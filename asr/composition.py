@@ -183,16 +183,14 @@ def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
 
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
-    for node, key in (
-        ("model", "name_or_path"),
-        ("vocabulary", "tokenizer_name_or_path"),
-        ("dataset", "root"),
-        ("augment", "noise_folder"),
-        ("augment", "reverberation_folder"),
-    ):
-        value = config[node].get(key)
-        if value and (cwd / Path(value).expanduser()).exists():
-            config[node][key] = str((cwd / Path(value).expanduser()).resolve())
+    local = [(config["model"], "name_or_path"), (config["vocabulary"], "tokenizer_name_or_path")]
+    local += [(config["dataset"], key) for key in ("root", "path")]
+    local += [(config["augment"], key) for key in ("noise_folder", "reverberation_folder")]
+    local += [(part, "path") for part in config["dataset"].get("parts") or () if isinstance(part, dict)]
+    for node, key in local:
+        value = node.get(key)
+        if value and isinstance(value, str) and (cwd / Path(value).expanduser()).exists():
+            node[key] = str((cwd / Path(value).expanduser()).resolve())
     metrics = config["trainer"].get("eval_metrics")
     if metrics:
         config["trainer"]["eval_metrics"] = [str((cwd / m).resolve()) if str(m).endswith(".py") else m for m in metrics]

@@ -95,3 +95,13 @@ def composed(*overrides: Sequence[str] | str) -> dict:
     from asr import composition
 
     return composition.to_container(composition.compose([str(o) for o in overrides]))
+
+
+def sound(path: Path, seconds: float = 0.1, **options: str) -> Path:
+    """Write a short rising ramp at 16 kHz, its format by the suffix, and return its path."""
+    import numpy as np
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.linspace(-0.5, 0.5, round(seconds * 16000)), 16000, **options)
+    return path

@@ -33,7 +33,7 @@ def test_every_key_exists_or_says_why_not(argument, key, note):
     if key == "-":
         assert note.strip()
     elif key != "hydra.run.dir":
-        assert key in set(dotted_keys(composed()))
+        assert key in {*dotted_keys(composed()), *dotted_keys(composed("dataset=hub"))}
 
 
 def readme() -> str:
@@ -43,6 +43,11 @@ def readme() -> str:
 def test_the_readme_has_a_line_for_every_room():
     rooms = {path.name for path in (ROOT / "asr").glob("*.py")} - {"__init__.py"}
     assert [room for room in sorted(rooms) if not re.search(rf"^    {re.escape(room)}\s+\w", readme(), re.MULTILINE)] == []
+
+
+def test_the_readme_names_every_corpus():
+    corpora = {path.stem for path in (ROOT / "conf" / "dataset").glob("*.yaml")}
+    assert [corpus for corpus in sorted(corpora) if f"dataset={corpus} " not in readme() and corpus != "spoken_digits"] == []
 
 
 def commands() -> list[str]:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-
 from dataclasses import dataclass, field, replace
 
 import numpy as np

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from asr.config import bounded, choice
-from asr.errors import ConfigError, DataError
+from asr.errors import ConfigError, DataError, did_you_mean
 
 KEPT_APART = (
     "min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples on_bad num_workers train_split eval_split"
@@ -101,13 +101,79 @@ class Source:
         raise NotImplementedError
 
     def corpus_folder(self) -> Path:
-        """Return `root`, or raise a ConfigError when it is missing or no folder."""
+        """Return `root` as an absolute path, or raise a ConfigError when it is missing or no folder."""
         if not self.root:
             raise ConfigError("is missing; name the folder of the corpus.", key="root")
         folder = Path(self.root).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {self.root!r}.", key="root")
-        return folder
+        return folder.absolute()
+
+    def split_names(self, split: str, there: Collection[str]) -> list[str]:
+        """Return the names that a split such as "train+dev" joins, in order; raise a ConfigError for one that isn't `there`."""
+        names = [name.strip() for name in split.split("+")]
+        for name in names:
+            if name not in there:
+                raise self.no_such_split(split, name, there)
+        return names
+
+    def no_such_split(self, split: str, name: str, there: Collection[str]) -> ConfigError:
+        """Return the error for `name`, a part of `split`, that isn't among the splits `there`."""
+        listed = f"it has {', '.join(there)}." if there else "it has none."
+        where = f" in {self.root}" if self.root else ""
+        key = "train_split" if split == self.train_split else "eval_split"
+        return ConfigError(f"there is no split {name!r}{where}; {listed}{did_you_mean(name, there)}", key=key)
+
+
+def check_column(column: str, there: Collection[str], *, key: str, where: object) -> None:
+    """Raise a ConfigError when `column`, the value of `key`, is not one of the columns of a table."""
+    if column not in there:
+        raise ConfigError(f"{where} has no column {column!r}; it has {', '.join(there)}.{did_you_mean(column, there)}", key=key)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, in order, without hidden ones."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (where, line) for every line of a UTF-8 text file that isn't blank; `where` is file and line number.
+
+    Raises DataError for a file that can't be read and a line that isn't UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}:{number} is not UTF-8 ({error.reason}); convert the file.") from error
+                if text.strip():
+                    yield f"{path}:{number}", text.rstrip("\r\n")
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}).") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, object) for every line of a JSON Lines file; raise DataError for a line that holds no JSON object."""
+    for where, line in lines_of(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON ({error}); each line is one object.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where} holds {type(row).__name__}, not an object; each line is one object.")
+        yield where, row
+
+
+def text_in(row: Mapping[str, Any], field: str, *, where: str) -> str:
+    """Return a field that must hold text; raise DataError that says where it is missing."""
+    if field not in row:
+        raise DataError(f"{where} has no {field!r}; it has {', '.join(row) or 'nothing'}.{did_you_mean(field, row)}")
+    value = row[field]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {field!r} is {json.dumps(value)[:80]}, not text.")
+    return value
 
 
 def inside(folder: Path, name: str, *, where: str) -> Path:

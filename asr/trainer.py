@@ -130,7 +130,7 @@ class CTCTraining:
         }
         args = gaudi.training_arguments(**{**ours, **self.args, **topology.training_arguments()})
         try:
-            return mixed_into(gaudi.trainer_class())(
+            trainer = mixed_into(gaudi.trainer_class())(
                 model=model,
                 gaudi_config=gaudi_config.build(),
                 args=args,
@@ -143,6 +143,23 @@ class CTCTraining:
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+        trainer.add_callback(_first_step_logger())
+        return trainer
+
+
+def _first_step_logger() -> Any:
+    """Return a callback that logs the first optimizer step: how long everything before it took is what users wait for."""
+    from transformers import TrainerCallback
+
+    class FirstStep(TrainerCallback):  # type: ignore[misc]
+        logged = False
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if not self.logged:
+                log.info("first optimizer step done")
+            self.logged = True
+
+    return FirstStep()
 
 
 def _checked_argument(name: str, value: Any) -> Any:

@@ -25,9 +25,9 @@ def run(composed: DictConfig) -> float | None:
     if code == 0:
         from rich import print as show
 
-        from asr.report import summary
+        from asr.report import data_table, summary
 
-        show(summary(done))
+        show(data_table(done) if list(container["stages"]) == ["prepare"] else summary(done))
     elif sweeps:
         raise JobError(done.path, code)  # Hydra goes on with the other jobs and raises it at the end
     else:

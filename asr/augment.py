@@ -78,6 +78,11 @@ class Augmentation:
         """What an utterance's length is multiplied by at most; below 1 when every factor is above."""
         return 1 / min(self.speed_factors, default=1.0)
 
+    @property
+    def shortest_stretch(self) -> float:
+        """What an utterance's length is multiplied by at least: its labels must fit into the frames left then."""
+        return 1 / max(self.speed_factors, default=1.0)
+
     def check_reachable(self) -> None:
         """Raise ConfigError for a folder that isn't there or holds no audio; stops at the first file it finds."""
         for key in ("noise_folder", "reverberation_folder"):

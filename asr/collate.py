@@ -98,7 +98,7 @@ class UtteranceDataset:
 
         stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
         lengths = np.array([self.input_length((u.seconds or 0.0) * stretch) for u in self.utterances], np.int64)
-        return Sizes(lengths, self.labels.lengths, lambda seconds: self.input_length(seconds * stretch), self.input_length.unit)
+        return Sizes(lengths, self.labels.lengths, self.input_length, self.input_length.unit)
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""

@@ -236,20 +236,22 @@ def _unfit(pipeline: Pipeline, role: str, table: manifest.Manifest, labels: Labe
     """Return why rows can't be used by the model or the batches, by row number.
 
     More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
-    what can't be recognised would flatter the error rate.
+    what can't be recognised would flatter the error rate. Speed perturbation counts at its fastest here, and at its
+    slowest where an utterance has to fit into a shape.
     """
     reasons: dict[int, str] = {}
     seconds = [u.seconds or 0.0 for u in table.utterances]
+    fastest, slowest = (pipeline.augment.shortest_stretch, pipeline.augment.longest_stretch) if role == "train" else (1.0, 1.0)
     if role == "train":
         length = pipeline.model.input_length()
-        frames = pipeline.model.frame_count()([length(s) for s in seconds])
+        frames = pipeline.model.frame_count()([length(s * fastest) for s in seconds])
         too_many = labels.frames_needed() > frames
         reasons |= {
             int(i): "more labels than frames (CTC needs one for each, and one more between equal neighbours)" for i in too_many.nonzero()[0]
         }
     most_seconds, most_labels = pipeline.batching.most_seconds, pipeline.batching.most_labels
     for i, (duration, count) in enumerate(zip(seconds, labels.lengths.tolist(), strict=True)):
-        if most_seconds is not None and duration > most_seconds:
+        if most_seconds is not None and duration * slowest > most_seconds:
             reasons[i] = f"longer than batching.seconds ({most_seconds:g})"
         elif most_labels is not None and count > most_labels:
             reasons[i] = f"more labels than batching.labels ({most_labels})"
@@ -338,9 +340,20 @@ def _forwarded(speech_trainer: Any, phase: str, runtime_seconds: float) -> dict[
     efficiency = {f"{phase}_padding_efficiency": seen.padding_efficiency}
     if phase == "train" or not speech_trainer.forwarded["train"].shapes:
         efficiency["padding_efficiency"] = seen.padding_efficiency
-    speed = {f"{phase}_audio_seconds_per_second": seen.audio_seconds / runtime_seconds}
-    counts = {f"num_{phase}_shapes": len(seen.shapes), f"num_{phase}_utterances_undecodable": len(seen.bad)}
-    return {**counts, **efficiency, **speed}
+    speed = seen.audio_seconds / runtime_seconds
+    log.info(
+        "%s: %d shapes at the model's forward, %.1f %% of its input audio, %.0f s of audio a second",
+        {"train": "training", "eval": "evaluation"}[phase],
+        len(seen.shapes),
+        100 * seen.padding_efficiency,
+        speed,
+    )
+    return {
+        f"num_{phase}_shapes": len(seen.shapes),
+        f"num_{phase}_utterances_undecodable": len(seen.bad),
+        **efficiency,
+        f"{phase}_audio_seconds_per_second": speed,
+    }
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:

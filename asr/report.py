@@ -42,10 +42,38 @@ def summary(run: Run) -> Table:
     ]
     table.add_row("time", ", ".join(times) or "-")
     if _known(metrics, "padding_efficiency"):
-        table.add_row("batches", f"{_percent(metrics['padding_efficiency'])} of the input is audio, the rest padding")
+        shapes = metrics.get("num_train_shapes") or metrics.get("num_eval_shapes")
+        table.add_row("batches", f"{shapes} shapes, {_percent(metrics['padding_efficiency'])} of the input is audio, the rest padding")
+    bad = sum(metrics.get(f"num_{k}_utterances_undecodable") or 0 for k in ("train", "eval"))
+    if bad:
+        table.add_row("undecodable", f"{bad} utterances counted for nothing; see manifest/*.undecodable.jsonl")
     if record.get("error"):
         table.add_row("error", str(record["error"]))
     table.add_row("run", _shown(run.path))
+    return table
+
+
+def data_table(run: Run) -> Table:
+    """Return what a prepared run's data is: a column a split, with everything that was left out and why."""
+    splits: dict[str, Any] = run.record["dataset"]["splits"]
+    table = Table(title=f"{run.record['dataset']['name']}: {_shown(run.path / 'manifest')}", title_justify="left")
+    table.add_column("", style="bold")
+    for name, split in splits.items():
+        table.add_column(f"{name} ({split['role']})", justify="right")
+
+    def row(title: str, values: Iterable[object]) -> None:
+        table.add_row(title, *map(str, values))
+
+    row("utterances", (split["utterances"] for split in splits.values()))
+    row("hours", (f"{split['hours']:.2f}" for split in splits.values()))
+    row("speakers", (split["speakers"] or "-" for split in splits.values()))
+    for measure in ("seconds", "labels"):
+        for name in ("min", "mean", "median", "max"):
+            row(f"{measure}, {name}", (f"{split[measure].get(name, 0):g}" for split in splits.values()))
+    table.add_section()
+    row("left out", (split["left_out"] for split in splits.values()))
+    for reason in dict.fromkeys(reason for split in splits.values() for reason in split["left_out_because"]):
+        row(f"  {reason}", (split["left_out_because"].get(reason, 0) for split in splits.values()))
     return table
 
 

@@ -225,6 +225,7 @@ class SpeechTrainerMixin:
     def __init__(self, *args: Any, batching: Batching | None = None, **kwargs: Any) -> None:
         self.batching = batching or Buckets()
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
+        self._planned: list[UtteranceDataset] = []
         super().__init__(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
@@ -246,7 +247,9 @@ class SpeechTrainerMixin:
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = self.batching.evaluate(data.sizes(), self.args.eval_batch_size, world_size=self.args.world_size)
-        _log_plan("evaluation", batches)
+        if data not in self._planned:  # an evaluation every few steps needn't repeat itself
+            _log_plan("evaluation", batches)
+            self._planned.append(data)
         return self._loader(data, batches, self.data_collator.for_evaluation())
 
     def _loader(self, data: UtteranceDataset, batches: Any, collate: Callable[..., Any]) -> Any:

@@ -130,7 +130,9 @@ def test_wrong_values_name_their_key(key, value):
 
 @pytest.mark.parametrize(("factors", "longest"), [([0.9, 1.0, 1.1], 1 / 0.9), ([1.25], 0.8), ([], 1.0)])
 def test_longest_stretch(factors, longest):
-    assert Augmentation(speed_factors=factors).longest_stretch == pytest.approx(longest)
+    augmentation = Augmentation(speed_factors=factors)
+    assert augmentation.longest_stretch == pytest.approx(longest)
+    assert augmentation.shortest_stretch == pytest.approx(1 / max(factors, default=1))
 
 
 # -- folders

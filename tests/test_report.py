@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from asr.report import listing, runs_under, summary
+from asr.report import data_table, listing, runs_under, summary
 from asr.runs import Run
 
 
@@ -34,3 +34,20 @@ def test_the_listing_has_a_line_a_run(run_dir):
     text = shown(listing(runs), width=400)
     assert "finished" in text
     assert "seed=7" in text
+
+
+def test_the_data_is_shown_with_what_was_left_out(run_dir):
+    run = Run.load(run_dir)
+    run.record["dataset"]["splits"]["train"] |= {"left_out": 3, "left_out_because": {"unreadable audio": 2, "duplicate id": 1}}
+    text = shown(data_table(run))
+    for line in (
+        "train (train)",
+        "test (eval)",
+        "utterances",
+        "speakers",
+        "seconds, median",
+        "labels, max",
+        "unreadable audio",
+        "duplicate id",
+    ):
+        assert line in text, line

@@ -325,6 +325,20 @@ def test_accumulation_is_divided_by_whoever_does_it(tmp_path):
     assert not made._divides_by_accumulation()
 
 
+def test_resuming_goes_on_with_the_batch_after_the_checkpoint(tmp_path):
+    """Also in the second epoch; what is skipped is neither decoded nor collated."""
+    steps = ["trainer.args.max_steps=9", "trainer.args.save_strategy=steps", "trainer.args.save_steps=7", "batching.max_shapes=3"]
+    steps += ["trainer.args.per_device_train_batch_size=5", "trainer.args.save_total_limit=null"]
+    whole, _ = built(tmp_path, *steps)
+    drawn = spied_on(whole)
+    whole.train()
+    again, _ = built(tmp_path, *steps)
+    assert 7 > len(again.get_train_dataloader()) > 2  # so that the checkpoint lies within the second epoch
+    resumed = spied_on(again)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-7"))
+    assert resumed == drawn[7:]  # accelerate looks one batch ahead in both
+
+
 def test_workers_change_nothing(tmp_path):
     losses = []
     for workers in (0, 2):
@@ -333,6 +347,8 @@ def test_workers_change_nothing(tmp_path):
             "trainer.args.max_steps=3",
             f"trainer.args.dataloader_num_workers={workers}",
             "trainer.args.save_strategy=no",
+            "model.mask_time_prob=0.2",
+            "model.mask_time_length=2",
         )
         losses.append(made.train().training_loss)
     assert losses[0] == losses[1]

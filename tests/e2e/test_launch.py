@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, TINY, launch_command
 
 SHORT = [*TINY, "trainer.args.max_steps=2", "trainer.args.save_strategy=no"]
-GROUPS = ("dataset", "model", "gaudi_config", "trainer", "topology", "experiment")
+GROUPS = ("dataset", "batching", "model", "gaudi_config", "trainer", "topology", "experiment")
 
 
 def read(path: Path):
@@ -115,6 +115,8 @@ def test_the_same_config_gives_the_same_numbers(launch, finished, run_dir, tmp_p
 def test_preparing_alone_writes_no_model(launch, tmp_path):
     done = launch(tmp_path, *TINY, "stages=[prepare]", "hydra.run.dir=p")
     assert done.code == 0, done.err
+    for said in ("utterances", "hours", "speakers", "seconds, mean", "labels, max", "left out"):
+        assert said in done.out, said
     assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "run.json", "run.log", "manifest", "vocab.json"}
     assert read(tmp_path / "p" / "run.json")["status"] == "finished"
 
@@ -264,7 +266,7 @@ def test_an_unreadable_file_ends_in_3_and_is_named(launch, digits, tmp_path):
     shutil.copytree(digits.folder(), tmp_path / "corpus" / digits.folder().name)
     bad = sorted((tmp_path / "corpus").rglob("train/*.wav"))[3]
     bad.write_bytes(b"not audio")
-    done = launch(tmp_path, *TINY, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r")
+    done = launch(tmp_path, *TINY, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r", "dataset.on_bad=fail")
     assert done.code == 3
     assert f"{bad} can't be read as audio" in done.err
     assert "Traceback" not in done.err
@@ -280,10 +282,43 @@ def test_a_file_that_goes_bad_after_its_header_ends_in_3(launch, digits, tmp_pat
     shutil.copytree(digits.folder(), tmp_path / "corpus" / digits.folder().name)
     bad = sorted((tmp_path / "corpus").rglob("train/*.wav"))[3]
     soundfile.write(bad, np.full(16000, np.nan), 16000, subtype="FLOAT")
-    done = launch(tmp_path, *SHORT, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r")
+    done = launch(tmp_path, *SHORT, f"dataset.root={tmp_path / 'corpus'}", "hydra.run.dir=r", "dataset.on_bad=fail")
     assert done.code == 3
     assert f"{bad} holds samples that are NaN" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_folder_of_files_good_and_bad(launch, tmp_path):
+    """Any rate, channels and format; what is bad is listed and counted, and the rest is trained on and scored."""
+    import numpy as np
+
+    folder = tmp_path / "my corpus"
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        dice = np.random.default_rng(0)
+        for i, (suffix, rate, channels) in enumerate([("wav", 8000, 1), ("flac", 16000, 1), ("ogg", 48000, 2), ("mp3", 44100, 2)]):
+            soundfile.write(folder / split / f"{i}.{suffix}", dice.uniform(-0.3, 0.3, (rate, channels)), rate)
+            (folder / split / f"{i}.txt").write_text(f"take {'abcd'[i]}")
+        soundfile.write(folder / split / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+        soundfile.write(folder / split / "cut.flac", dice.uniform(-0.3, 0.3, 32000), 16000)
+        cut = folder / split / "cut.flac"
+        cut.write_bytes(cut.read_bytes()[:20000])
+        (folder / split / "text.wav").write_text("not audio")
+        soundfile.write(folder / split / "silent.wav", np.zeros(16000), 16000)
+        for name, text in (("nan", "not a number"), ("cut", "cut short"), ("text", "words"), ("silent", "")):
+            (folder / split / f"{name}.txt").write_text(text)
+    done = launch(tmp_path, "dataset=folder", "dataset.root=my corpus", "trainer.args.num_train_epochs=1", "hydra.run.dir=r")
+    assert done.code == 0, done.err
+    metrics, split = read(tmp_path / "r" / "metrics.json"), read(tmp_path / "r" / "run.json")["dataset"]["splits"]["train"]
+    assert split["left_out_because"] == {"unreadable audio": 1, "empty transcript after text normalisation": 1}
+    assert (metrics["num_train_utterances_undecodable"], metrics["num_eval_utterances_undecodable"]) == (2, 2)
+    for role in ("train", "eval"):
+        lines = (tmp_path / "r" / "manifest" / f"{role}.undecodable.jsonl").read_text().splitlines()
+        assert sorted(json.loads(line)["id"].rpartition("/")[2] for line in lines) == ["cut", "nan"]
+    scored = [json.loads(line) for line in (tmp_path / "r" / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(line["reference"] for line in scored) == ["take a", "take b", "take c", "take d"]
+    assert "2 shapes" in done.out or "1 shapes" in done.out
+    assert "4 utterances counted for nothing" in done.out
 
 
 def test_a_folder_with_files_is_left_alone(launch, tmp_path):

@@ -164,7 +164,24 @@ def _num_batches(count: int, rows: int, world_size: int) -> int:
     return -(-count // (rows * world_size)) * world_size
 
 
-class PlannedBatches:
+class Batches:
+    """What every batch sampler of ours has: an epoch.
+
+    It has no `batch_size`, since batches differ. `sampler` is itself: with several ranks accelerate wraps it, and its
+    DataLoaderShard.set_epoch then looks for `batch_sampler.batch_sampler.sampler` alone (data_loader.py:603).
+    """
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> Batches:
+        return self
+
+
+class PlannedBatches(Batches):
     """Batches of planned shapes; every row comes once an epoch, and FILLER where a batch has room left.
 
     Training (`seed` given): rows are shuffled within their bucket and dealt evenly over its batches, so that no batch
@@ -176,10 +193,6 @@ class PlannedBatches:
     def __init__(self, plan: Plan, *, seed: int | None = None) -> None:
         self.plan = plan
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return sum(self.plan.num_batches)
@@ -225,7 +238,7 @@ def _size(run: list[list[Slot]]) -> tuple[int, int]:
     return (shape.length * shape.rows, shape.length) if shape else (0, 0)
 
 
-class LengthGroupedBatches:
+class LengthGroupedBatches(Batches):
     """Batches of rows of like length, padded to the longest by whoever collates them.
 
     Every row comes once an epoch. Rows are shuffled, sorted by length within pools of 50 batches, cut into
@@ -235,37 +248,34 @@ class LengthGroupedBatches:
 
     def __init__(
         self,
-        lengths: Sequence[float],
+        lengths: Sequence[int],
         rows: int,
         *,
         seed: int = 0,
         group_by_length: bool = True,
         drop_last: bool = False,
+        world_size: int = 1,
     ) -> None:
         self.lengths = lengths
         self.rows = rows
         self.seed = seed
         self.group_by_length = group_by_length
         self.drop_last = drop_last
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.world_size = world_size
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.lengths), self.rows)
-        return full + (1 if rest and not self.drop_last else 0)
+        return _up_to(full + (1 if rest and not self.drop_last else 0), self.world_size)
 
     def __iter__(self) -> Iterator[list[Slot]]:
-        for batch in self._batches():
-            yield [Slot(row, None, self.epoch) for row in batch]
+        return _for_all_ranks(self._batches(), self.lengths, self.rows, self.epoch, self.world_size)
 
     def _batches(self) -> list[list[int]]:
         dice = random.Random(f"{self.seed}/{self.epoch}")
         rows = list(range(len(self.lengths)))
         dice.shuffle(rows)
         if self.drop_last:
-            rows = rows[: len(self) * self.rows]
+            rows = rows[: len(rows) // self.rows * self.rows]
         if not self.group_by_length:
             return list(_cut(rows, self.rows))
         batches = [
@@ -280,18 +290,37 @@ class LengthGroupedBatches:
         return batches
 
 
-class SortedBatches:
+class SortedBatches(Batches):
     """Batches for evaluation: every row once, longest first, no shuffling."""
 
-    def __init__(self, lengths: Sequence[float], rows: int) -> None:
-        self.order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    def __init__(self, lengths: Sequence[int], rows: int, *, world_size: int = 1) -> None:
+        self.lengths = lengths
         self.rows = rows
+        self.world_size = world_size
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.rows)
+        return _up_to(-(-len(self.lengths) // self.rows), self.world_size)
 
     def __iter__(self) -> Iterator[list[Slot]]:
-        return ([Slot(row, None, 0) for row in batch] for batch in _cut(self.order, self.rows))
+        order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
+        return _for_all_ranks(list(_cut(order, self.rows)), self.lengths, self.rows, self.epoch, self.world_size)
+
+
+def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, epoch: int, world_size: int) -> Iterator[list[Slot]]:
+    """Yield slots; with several ranks every batch has all its rows and every rank as many batches, fillers where there are none.
+
+    Otherwise one rank would wait for others that have no batch, or gather tensors of another size.
+    """
+    for batch in batches:
+        fillers = [FILLER] * (rows - len(batch) if world_size > 1 else 0)
+        yield [Slot(row, None, epoch) for row in (*batch, *fillers)]
+    for _ in range(_up_to(len(batches), world_size) - len(batches)):
+        shape = Shape(max(lengths[row] for row in batches[-1]), 1, rows)
+        yield [Slot(FILLER, shape, epoch)] * rows
+
+
+def _up_to(count: int, world_size: int) -> int:
+    return -(-count // world_size) * world_size
 
 
 def _cut(rows: list[int], size: int) -> Iterator[list[int]]:
@@ -405,8 +434,13 @@ class Longest(Batching):
 
     def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
         return LengthGroupedBatches(
-            sizes.lengths.tolist(), batch_size, seed=seed, group_by_length=args.group_by_length, drop_last=args.dataloader_drop_last
+            sizes.lengths.tolist(),
+            batch_size,
+            seed=seed,
+            group_by_length=args.group_by_length,
+            drop_last=args.dataloader_drop_last,
+            world_size=world_size,
         )
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
-        return SortedBatches(sizes.lengths.tolist(), batch_size)
+        return SortedBatches(sizes.lengths.tolist(), batch_size, world_size=world_size)

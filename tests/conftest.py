@@ -71,7 +71,8 @@ def launch(own_cache: Path) -> Callable[..., Launched]:
 def finished(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'."""
     cwd = tmp_path_factory.mktemp("finished run")
-    return launch(cwd, *TINY, "trainer.args.max_steps=6", "seed=7", "hydra.run.dir=a run", "trainer.args.logging_steps=1")
+    steps = ["trainer.args.max_steps=6", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2", "trainer.args.logging_steps=1"]
+    return launch(cwd, *TINY, *steps, "seed=7", "hydra.run.dir=a run")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import random
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,46 @@ def test_accelerate_deals_the_same_shape_to_every_rank():
     assert flat([batch for rank in ranks for batch in rank]) == list(range(1000))
 
 
+@pytest.mark.parametrize("node", [Buckets(), Fixed(), Longest()])
+@pytest.mark.parametrize("num_rows", [53, 1, 64])
+def test_what_accelerate_makes_of_the_samplers_for_two_ranks(node, num_rows):
+    """Through accelerate's own loaders: as many batches for each rank, every row once, and set_epoch arrives."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    args = SimpleNamespace(group_by_length=True, dataloader_drop_last=False)
+    data = sizes(SECONDS[:num_rows])
+    for batches in (node.train(data, 8, seed=1, world_size=2, args=args), node.evaluate(data, 8, world_size=2)):
+        loaders = [
+            prepare_data_loader(
+                DataLoader(Echo(), batch_sampler=batches, collate_fn=list), num_processes=2, process_index=rank, even_batches=False
+            )
+            for rank in range(2)
+        ]
+        epochs = []
+        for epoch in range(2):
+            for loader in loaders:
+                loader.set_epoch(epoch)
+            ranks = [list(loader) for loader in loaders]
+            assert len(ranks[0]) == len(ranks[1]) == len(batches) / 2
+            assert all(len(mine) == len(theirs) for mine, theirs in zip(*ranks, strict=True))
+            assert flat([batch for rank in ranks for batch in rank]) == list(range(num_rows))
+            assert {slot.epoch for rank in ranks for batch in rank for slot in batch} == {epoch}
+            epochs.append([[slot.row for slot in batch] for rank in ranks for batch in rank])
+        if num_rows > 1 and getattr(batches, "seed", None) is not None:
+            assert epochs[0] != epochs[1]
+
+
+class Echo:
+    """A dataset that gives back what it is asked for."""
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, slot):
+        return slot
+
+
 def test_training_batches_are_dealt_evenly():
     """No batch of one utterance, whose gradient would weigh as much as a full batch's."""
     plan = Buckets().plan(sizes(), 8)
@@ -184,11 +225,8 @@ def test_resuming_skips_batches_without_decoding_them():
     from accelerate import skip_first_batches
     from torch.utils.data import DataLoader
 
-    class Spy:
+    class Spy(Echo):
         asked = ()
-
-        def __len__(self):
-            return 1000
 
         def __getitem__(self, slot):
             self.asked = (*self.asked, slot.row)

@@ -148,7 +148,7 @@ def test_fine_tuning_from_a_run_s_model_starts_from_it_with_its_tokenizer(launch
     assert "tokenizer: the model's own" in done.err
     new, old = read(tmp_path / "f" / "metrics.json"), read(run_dir / "metrics.json")
     assert new["eval_loss"] == pytest.approx(old["eval_loss"], rel=1e-5)  # nothing was learnt at a rate of 0
-    assert new["epoch"] == 1.0
+    assert 0 < new["epoch"] <= 1
     assert not (tmp_path / "f" / "vocab.json").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_sweep_runs_each_job_in_its_own_directory_and_process(launch, tmp_path
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(launch, tmp_path):
-    grid = "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64,8"
+    grid = "batching=longest", "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64,8"
     done = launch(tmp_path, "-m", *SHORT, *grid, "hydra.sweep.dir=s")
     assert done.code == 3
     assert [read(tmp_path / "s" / str(i) / "run.json")["status"] for i in range(2)] == ["failed", "finished"]
@@ -339,7 +339,9 @@ def test_a_directory_that_holds_a_run_is_refused(launch, run_dir):
 
 
 def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp_path):
-    (tmp_path / "broken.py").write_text("def read(*a):\n    raise RuntimeError('the sky fell')\nimport asr.audio\nasr.audio.read = read\n")
+    (tmp_path / "broken.py").write_text(
+        "def read(*a, **k):\n    raise RuntimeError('the sky fell')\nimport asr.audio\nasr.audio.read = read\n"
+    )
     (tmp_path / "sitecustomize.py").write_text("import broken\n")
     done = launch(tmp_path, *SHORT, "hydra.run.dir=r", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.code == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +19,42 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+UNKNOWN_LENGTH = 0x7FFF0000
+"""Sizes from here on are written by programs that don't know them yet (sox and ffmpeg into a pipe)."""
 TOLERANCE_SECONDS = 0.1
 """How far decoded audio may be from what its header says; some encoders pad or round to their own frames."""
 
 
 def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float:
-    """Return the duration in seconds from the header alone; raise DataError that names the file."""
+    """Return the duration in seconds from the header alone; raise DataError that names the file.
+
+    Also for a file shorter than its header promises. Formats without such a promise (mp3, ogg) can't tell.
+    """
     import soundfile
 
     try:
         with soundfile.SoundFile(_stored(path, column, row)) as file:
-            return float(file.frames / file.samplerate)
+            seconds, lost = float(file.frames / file.samplerate), _share_lost(file.extra_info)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, row, error) from error
+    if lost * seconds > TOLERANCE_SECONDS:
+        raise DataError(
+            f"{_where(path, row)} is cut short: {seconds:.2f} s of {seconds * (1 + lost):.2f} s are there; repair it or leave it out."
+        )
+    return seconds
+
+
+def _share_lost(parser_log: str) -> float:
+    """Return how much more audio a header promises than the file holds, as a share of what it holds.
+
+    libsndfile takes what is there, and says so in its log only: "data : 128000 (should be 63978)". Recorders that write
+    to a pipe leave a huge number, which promises nothing.
+    """
+    found = re.search(r": (\d+) \(should be (\d+)\)", parser_log)
+    if not found:
+        return 0.0
+    promised, there = map(int, found.groups())
+    return promised / there - 1 if there and promised < UNKNOWN_LENGTH else 0.0
 
 
 def read(

@@ -92,6 +92,13 @@ class Augmentation:
             if folder and next(_audio_under(folder), None) is None:
                 raise _without_audio(folder, key)
 
+    def check_files(self) -> None:
+        """Read every recording's header: a broken one is named before training, not hours into it. Raises DataError."""
+        for key in ("noise_folder", "reverberation_folder"):
+            if getattr(self, key):
+                for path in _audio_files(getattr(self, key), key):
+                    audio.seconds_of(path)
+
     def apply(self, waveform: NDArray[np.float32], sample_rate_hz: int, *, seed: int, epoch: int, utterance_id: str) -> NDArray[np.float32]:
         """Return the augmented waveform [samples], longer or shorter by the speed drawn; the same object when nothing is done.
 

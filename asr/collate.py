@@ -109,25 +109,25 @@ class UtteranceDataset:
         seconds = utterance.seconds or 0.0
         row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch)
         try:
-            return replace(row, inputs=self._inputs(utterance, epoch))
+            waveform = self._decoded(utterance)
         except DataError as error:
             if self.on_bad == "fail":
                 raise
             return replace(row, labels=(), seconds=0.0, problem=str(error))
-
-    def _inputs(self, utterance: Utterance, epoch: int) -> NDArray[np.float32]:
         rate = self.feature_extractor.sampling_rate
-        waveform = audio.read(
+        if self.augmentation:
+            waveform = self.augmentation.apply(waveform, rate, seed=self.seed, epoch=epoch, utterance_id=utterance.id)
+        return replace(row, inputs=features.extract(self.feature_extractor, waveform))
+
+    def _decoded(self, utterance: Utterance) -> NDArray[np.float32]:
+        return audio.read(
             utterance.audio,
-            rate,
+            self.feature_extractor.sampling_rate,
             column=utterance.column,
             row=utterance.row,
             start_seconds=utterance.start_seconds,
             seconds=utterance.seconds,
         )
-        if self.augmentation:
-            waveform = self.augmentation.apply(waveform, rate, seed=self.seed, epoch=epoch, utterance_id=utterance.id)
-        return features.extract(self.feature_extractor, waveform)
 
 
 @dataclass(frozen=True)

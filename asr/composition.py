@@ -191,6 +191,9 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
         value = node.get(key)
         if value and isinstance(value, str) and (cwd / Path(value).expanduser()).exists():
             node[key] = str((cwd / Path(value).expanduser()).resolve())
+    for node in (config["model"], config["dataset"]):  # a cache needn't be there yet
+        if node.get("cache_dir"):
+            node["cache_dir"] = str((cwd / Path(node["cache_dir"]).expanduser()).resolve())
     metrics = config["trainer"].get("eval_metrics")
     if metrics:
         config["trainer"]["eval_metrics"] = [str((cwd / m).resolve()) if str(m).endswith(".py") else m for m in metrics]

@@ -90,6 +90,7 @@ class CTCModel:
         model_type = str(self.checkpoint_config().get("model_type"))
         if not self.trust_remote_code:
             self._check_config_keys(model_type)
+        self.input_length()
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return the checkpoint's config.json."""

@@ -13,13 +13,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import augment, batching, config, ctc, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
+from asr import augment, batching, config, ctc, fitting, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
 from asr.collate import CTCCollator, UtteranceDataset
-from asr.errors import AsrError, ConfigError, said_by
+from asr.errors import AsrError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.runs import Run
 from asr.sources import Source
@@ -69,11 +69,17 @@ class Pipeline:
 
     def check_reachable(self) -> None:
         """Check what the configuration names outside itself; raise ConfigError."""
-        for name, node in (("model", self.model), ("vocabulary", self.vocabulary), ("augment", self.augment)):
+        for name in ("dataset", "model", "vocabulary", "augment"):
+            node = getattr(self, name)
             try:
                 node.check_reachable()
             except ConfigError as error:
                 raise error.under(name) from error
+        if self.vocabulary.phoneme_language and self.builds_vocabulary:
+            raise ConfigError(
+                "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
+                key="vocabulary.phoneme_language",
+            )
         if self.only_evaluates and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
@@ -193,6 +199,7 @@ def _terminate(number: int, _frame: object) -> None:
 
 def prepare(pipeline: Pipeline, run: Run) -> None:
     """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is."""
+    pipeline.augment.check_files()
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
     try:
@@ -203,13 +210,13 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
     labels = _labels(pipeline, run, transcripts)
     described = {}
     for role, table in tables.items():
-        reasons = _unfit(pipeline, role, table, labels[role])
+        reasons = fitting.unfit([u.seconds or 0.0 for u in table.utterances], labels[role], _bounds(pipeline, role))
         kept = table.without(reasons)
         manifest.check_not_empty(kept, source)
         rows = labels[role].select([i for i in range(len(labels[role])) if i not in reasons]) if reasons else labels[role]
         kept.save(_manifest_path(run, role))
         rows.save(_labels_path(run, role))
-        described[table.split] = {"role": role, **kept.describe(), "labels": manifest.spread(rows.lengths.tolist())}
+        described[role] = {"split": table.split, **kept.describe(), "labels": manifest.spread(rows.lengths.tolist())}
         log.info("%s (%s): %d utterances, %.2f h", role, table.split, len(kept.utterances), kept.hours)
         for reason, count in kept.reasons.items():
             log.warning("%s (%s): %d left out: %s", role, table.split, count, reason)
@@ -228,34 +235,28 @@ def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str
         run.save(vocabulary={"built_from": sorted(transcripts), "size": len(built)})
         return {role: Labels.of(pipeline.vocabulary.labels(built, rows)) for role, rows in transcripts.items()}
     tokenizer = pipeline.tokenizer(run.path)
+    if pipeline.vocabulary.phoneme_language and not hasattr(tokenizer, "phonemize"):
+        raise ConfigError(f"{type(tokenizer).__name__} makes no phonemes; leave it null.", key="vocabulary.phoneme_language")
     _report_unknown(tokenizer, every, run)
     return {role: Labels.of(pipeline.vocabulary.encode(tokenizer, row) for row in rows) for role, rows in transcripts.items()}
 
 
-def _unfit(pipeline: Pipeline, role: str, table: manifest.Manifest, labels: Labels) -> dict[int, str]:
-    """Return why rows can't be used by the model or the batches, by row number.
+def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
+    """Return what an utterance must fit into.
 
     More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
-    what can't be recognised would flatter the error rate. Speed perturbation counts at its fastest here, and at its
-    slowest where an utterance has to fit into a shape.
+    what can't be recognised would flatter the error rate.
     """
-    reasons: dict[int, str] = {}
-    seconds = [u.seconds or 0.0 for u in table.utterances]
-    fastest, slowest = (pipeline.augment.shortest_stretch, pipeline.augment.longest_stretch) if role == "train" else (1.0, 1.0)
-    if role == "train":
-        length = pipeline.model.input_length()
-        frames = pipeline.model.frame_count()([length(s * fastest) for s in seconds])
-        too_many = labels.frames_needed() > frames
-        reasons |= {
-            int(i): "more labels than frames (CTC needs one for each, and one more between equal neighbours)" for i in too_many.nonzero()[0]
-        }
-    most_seconds, most_labels = pipeline.batching.most_seconds, pipeline.batching.most_labels
-    for i, (duration, count) in enumerate(zip(seconds, labels.lengths.tolist(), strict=True)):
-        if most_seconds is not None and duration * slowest > most_seconds:
-            reasons[i] = f"longer than batching.seconds ({most_seconds:g})"
-        elif most_labels is not None and count > most_labels:
-            reasons[i] = f"more labels than batching.labels ({most_labels})"
-    return reasons
+    bounds = fitting.Bounds(shape_seconds=pipeline.batching.most_seconds, shape_labels=pipeline.batching.most_labels)
+    if role != "train":
+        return bounds
+    length, count = pipeline.model.input_length(), pipeline.model.frame_count()
+    return replace(
+        bounds,
+        frames=lambda seconds: count([length(s) for s in seconds]),
+        fastest=pipeline.augment.shortest_stretch,
+        slowest=pipeline.augment.longest_stretch,
+    )
 
 
 def work(run: Run) -> None:
@@ -312,20 +313,23 @@ def work(run: Run) -> None:
         measured |= train(speech_trainer, run)
     if "evaluate" in pipeline.stages:
         measured |= evaluate(speech_trainer)
-        run.write_predictions(scorer.predictions)
+    run.write_metrics(measured)
     for role, seen in speech_trainer.forwarded.items():
         if seen.bad:
             manifest.write_undecodable(_manifest_path(run, role), seen.bad)
-    run.write_metrics(measured)
+    if "evaluate" in pipeline.stages:
+        run.write_predictions(scorer.predictions)
 
 
 def train(speech_trainer: Any, run: Run) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     measured = dict(speech_trainer.train().metrics)
+    if not speech_trainer.forwarded["train"].audio_seconds:
+        raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
     folder = run.path / "model"
     speech_trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
-    return measured | _forwarded(speech_trainer, "train", measured["train_runtime"])
+    return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 
 def evaluate(speech_trainer: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is remembered of a file counts only while its size and time of change are t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -47,10 +48,11 @@ def key_of(utterance: Utterance) -> Key:
     return (str(utterance.audio), utterance.column, utterance.row)
 
 
-def read_all(utterances: Iterable[Utterance], source: Source, split: str) -> dict[Key, Fact]:
+def read_all(utterances: Iterable[Utterance], source: Source, split: str, *, partial: bool = False) -> dict[Key, Fact]:
     """Return the facts of every file that the utterances name; reads only what the cache doesn't know.
 
-    Never raises for a file: a missing or unreadable one comes back with its problem.
+    `partial`: these are not all of the split, so what is remembered of others stays. Never raises for a file: a
+    missing or unreadable one comes back with its problem.
     """
     keys = list(dict.fromkeys(map(key_of, utterances)))
     cache = HeaderCache.of(source, split)
@@ -65,8 +67,9 @@ def read_all(utterances: Iterable[Utterance], source: Source, split: str) -> dic
     for key in keys:
         if stamps[key[0]] is None:
             facts[key] = Fact((0, 0), None, f"{key[0]} is not there; repair it or leave it out.")
-    if wanted or any(key not in facts for key in known):
-        cache.save({key: fact for key, fact in facts.items() if stamps[key[0]] is not None})
+    if wanted or (not partial and any(key not in facts for key in known)):
+        kept = {key: fact for key, fact in known.items() if key not in facts} if partial else {}
+        cache.save(kept | {key: fact for key, fact in facts.items() if stamps[key[0]] is not None})
     return facts
 
 
@@ -185,13 +188,13 @@ class HeaderCache:
 
     def _why_none(self) -> str:
         """Say which input differs from the newest cache of the same corpus and split."""
-        others = sorted(self.path.parent.glob(f"{self.prefix}-{'?' * 16}.jsonl"), key=lambda p: p.stat().st_mtime)
-        for path in reversed(others):
-            try:
-                with path.open("rb") as file:
-                    before = json.loads(file.readline())
-            except (OSError, ValueError):
-                continue
+        if self.path.exists():
+            return f"{self.path} can't be read"
+        others = []
+        for path in self.path.parent.glob(f"{self.prefix}-{'?' * 16}.jsonl"):
+            with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+                others.append((path.stat().st_mtime, path, json.loads(file.readline())))
+        for _, _, before in sorted(others, reverse=True)[:1]:
             keys = sorted(k for k in {*before, *self.inputs} if before.get(k) != self.inputs.get(k))
             return "because " + ", ".join(f"{k} is {self.inputs.get(k)!r} and was {before.get(k)!r}" for k in keys)
         return "none was made yet"

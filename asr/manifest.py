@@ -111,7 +111,7 @@ def build(source: Source, split: str, *, limit: int | None, normalise: Callable[
     Raises DataError for the first of the latter with on_bad=fail, and when nothing is left.
     """
     rows = list(islice(source.utterances(split), limit))
-    facts = headers.read_all(rows, source, split)
+    facts = headers.read_all(rows, source, split, partial=limit is not None)
     kept: list[Utterance] = []
     left_out: list[LeftOut] = []
     first_of: dict[str, Utterance] = {}

@@ -36,7 +36,7 @@ def summary(run: Run) -> Table:
     ]
     table.add_row("speed", ", ".join(speeds) or "-")
     splits = record.get("dataset", {}).get("splits", {})
-    table.add_row("audio", ", ".join(f"{s['hours']:.2f} h in {s['utterances']} utterances ({name})" for name, s in splits.items()) or "-")
+    table.add_row("audio", ", ".join(f"{s['hours']:.2f} h in {s['utterances']} utterances ({s['split']})" for s in splits.values()) or "-")
     times = [
         f"{metrics[k]:.0f} s {name}" for k, name in (("train_runtime", "training"), ("eval_runtime", "evaluation")) if _known(metrics, k)
     ]
@@ -58,8 +58,8 @@ def data_table(run: Run) -> Table:
     splits: dict[str, Any] = run.record["dataset"]["splits"]
     table = Table(title=f"{run.record['dataset']['name']}: {_shown(run.path / 'manifest')}", title_justify="left")
     table.add_column("", style="bold")
-    for name, split in splits.items():
-        table.add_column(f"{name} ({split['role']})", justify="right")
+    for role, split in splits.items():
+        table.add_column(split["split"] if split["split"] == role else f"{split['split']} ({role})", justify="right")
 
     def row(title: str, values: Iterable[object]) -> None:
         table.add_row(title, *map(str, values))

@@ -217,7 +217,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and move it there, so that a reader sees the old one or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
     aside.replace(path)
 
 

@@ -6,6 +6,7 @@ In: a model, datasets and the trainer node. Out: a Trainer whose evaluation does
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -226,6 +227,7 @@ class SpeechTrainerMixin:
         self.batching = batching or Buckets()
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
         self._planned: list[UtteranceDataset] = []
+        self.evaluation_seconds = 0.0  # within training: its runtime counts them
         super().__init__(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
@@ -269,6 +271,13 @@ class SpeechTrainerMixin:
         # batch for one that has to be cut down to the remainder of the dataset's length (Accelerator.gather_for_metrics).
         self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.evaluation_seconds += time.perf_counter() - begin
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if BATCH_FACTS not in inputs:  # from an evaluation of the base class, already counted

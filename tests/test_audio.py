@@ -85,3 +85,24 @@ def test_zero_length_audio_has_no_seconds(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
     assert audio.seconds_of(tmp_path / "none.wav") == 0.0
     assert audio.read(tmp_path / "none.wav", RATE).shape == (0,)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "rf64"])
+def test_a_file_shorter_than_its_header_promises_is_cut_short(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, tone(4), RATE, format=suffix.upper())
+    assert audio.seconds_of(path) == 4.0
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cut short: (1\.99|2\.00) s of (3\.9\d|4\.0\d) s are there"):
+        audio.seconds_of(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF024])
+def test_a_wav_written_to_a_pipe_promises_nothing(tmp_path, size):
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, tone(1), RATE)
+    content = bytearray(path.read_bytes())
+    data = content.index(b"data")
+    content[4:8] = content[data + 4 : data + 8] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert audio.seconds_of(path) == pytest.approx(1.0, abs=0.001)

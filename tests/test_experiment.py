@@ -122,8 +122,8 @@ def test_preparing_writes_manifests_and_vocabulary(run):
     assert list(built)[:4] == ["[PAD]", "[UNK]", "|", "e"]
     record = Run.load(run.path).record
     assert record["dataset"]["name"] == "spoken_digits"
-    split = record["dataset"]["splits"]["test"]
-    expected = {"role": "eval", "utterances": 10, "speakers": 1, "left_out": 0, "left_out_because": {}}
+    split = record["dataset"]["splits"]["eval"]
+    expected = {"split": "test", "utterances": 10, "speakers": 1, "left_out": 0, "left_out_because": {}}
     assert {key: split[key] for key in expected} == expected
     assert 0 < split["seconds"]["min"] <= split["seconds"]["median"] <= split["seconds"]["max"]
     assert split["labels"]["max"] <= 3 * len("seven ")
@@ -134,7 +134,7 @@ def test_preparing_writes_manifests_and_vocabulary(run):
 def test_limits_apply_to_each_split(run):
     experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_train_samples=5", "dataset.max_eval_samples=2")), run)
     splits = Run.load(run.path).record["dataset"]["splits"]
-    assert (splits["train"]["utterances"], splits["test"]["utterances"]) == (5, 2)
+    assert (splits["train"]["utterances"], splits["eval"]["utterances"]) == (5, 2)
 
 
 def test_an_empty_dataset_after_filtering_is_bad_data(run):
@@ -153,14 +153,14 @@ class Rows(Source):
 
 
 def prepared(run, tmp_path, transcripts, *overrides, **options):
-    """Prepare a corpus of one-second files with these transcripts; return its row of run.json by role."""
+    """Prepare a corpus of one-second files with these transcripts; return what run.json says of its splits."""
     rows = []
     for i, transcript in enumerate(transcripts):
         soundfile.write(tmp_path / f"{i}.wav", np.zeros(16000), 16000)
         rows.append(Utterance(f"u{i}", tmp_path / f"{i}.wav", transcript))
     pipeline = replace(Pipeline.of(composed(*TINY, *overrides)), dataset=Rows(rows=rows, eval_split="dev", **options))
     experiment.prepare(pipeline, run)
-    return {split["role"]: split for split in Run.load(run.path).record["dataset"]["splits"].values()}
+    return Run.load(run.path).record["dataset"]["splits"]
 
 
 def test_more_labels_than_frames_are_left_out_of_training_only(run, tmp_path):
@@ -205,12 +205,34 @@ def test_a_source_s_configuration_error_names_the_whole_key(run, tmp_path):
         experiment.prepare(Pipeline.of(composed("dataset=folder", f"dataset.root={tmp_path}/none")), run)
 
 
+def test_the_same_split_twice_is_described_twice(run):
+    experiment.prepare(Pipeline.of(composed(*TINY, "dataset.eval_split=train", "dataset.max_eval_samples=3")), run)
+    splits = Run.load(run.path).record["dataset"]["splits"]
+    assert [(role, split["split"], split["utterances"]) for role, split in splits.items()] == [("train", "train", 24), ("eval", "train", 3)]
+
+
+def test_phonemes_need_a_tokenizer_that_makes_them(run, run_dir):
+    with pytest.raises(ConfigError, match=r"^vocabulary\.phoneme_language: a vocabulary built here has characters"):
+        Pipeline.of(composed(*TINY, "vocabulary.phoneme_language=en-us")).check_reachable()
+    given = composed(*TINY, "vocabulary.phoneme_language=en-us", f"vocabulary.tokenizer_name_or_path='{run_dir}/model'")
+    with pytest.raises(ConfigError, match=r"^vocabulary\.phoneme_language: Wav2Vec2CTCTokenizer makes no phonemes"):
+        experiment.prepare(Pipeline.of(given), run)
+
+
+def test_a_broken_noise_file_is_found_before_training(run, tmp_path):
+    soundfile.write(tmp_path / "good.wav", np.zeros(1600), 16000)
+    (tmp_path / "broken.wav").write_text("not audio")
+    with pytest.raises(DataError, match=r"broken\.wav can't be read as audio"):
+        experiment.prepare(Pipeline.of(composed(*TINY, f"augment.noise_folder='{tmp_path}'")), run)
+
+
 def test_evaluating_needs_a_ctc_head_and_its_vocabulary(run_dir, tmp_path):
     import json
 
     with pytest.raises(ConfigError, match=r"^vocabulary\.rebuild: a new vocabulary needs training"):
         Pipeline.of(composed("stages=[evaluate]", "vocabulary.rebuild=true", f"model.name_or_path='{run_dir}/model'"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForPreTraining"]}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"^model\.name_or_path: .* has no CTC output layer"):
         Pipeline.of(composed("stages=[evaluate]", f"model.name_or_path='{tmp_path}'")).check_reachable()
 

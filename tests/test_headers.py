@@ -81,6 +81,31 @@ def test_a_file_that_comes_back_is_read_again(corpus, tmp_path):
     assert seconds(corpus)[0] == pytest.approx(0.1)
 
 
+def test_a_limited_run_forgets_nothing(corpus, opened, caplog):
+    seconds(corpus)
+    opened.clear()
+    headers.read_all(corpus[:2], Files(), "train", partial=True)
+    soundfile.write(corpus[0].audio, np.zeros(16000), 16000)
+    headers.read_all(corpus[:2], Files(), "train", partial=True)
+    assert seconds(corpus)[0] == 1.0
+    assert opened == ["u1.wav"]
+
+
+def test_a_file_of_the_same_size_but_changed_later_is_read_again(corpus, opened):
+    seconds(corpus)
+    opened.clear()
+    found = corpus[2].audio.stat()
+    os.utime(corpus[2].audio, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    seconds(corpus)
+    assert opened == ["u3.wav"]
+
+
+def test_what_is_gone_is_forgotten(corpus, tmp_path):
+    seconds(corpus)
+    seconds(corpus[:4])
+    assert len(cache_file(tmp_path).read_text().splitlines()) == 4 + 2
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
 def test_a_cache_file_cut_short_is_rebuilt(corpus, opened, tmp_path, caplog, share):
     seconds(corpus)

@@ -106,6 +106,13 @@ def test_bad_audio_stops_at_once_where_that_is_asked_for(rows, tmp_path, kind):
         manifest.build(Files(rows=[*rows, bad_row(kind, tmp_path)], on_bad="fail"), "train", limit=None, normalise=str)
 
 
+def test_an_id_used_three_times_is_the_first_one_s(rows, tmp_path):
+    twice = [Utterance("u1", tmp_path / f"u{i}.wav", "a") for i in (2, 3)]
+    table = manifest.build(Files(rows=[*rows, *twice]), "train", limit=None, normalise=str)
+    assert [row.detail.count("u1.wav") for row in table.left_out] == [1, 1]
+    assert [u.audio.name for u in table.utterances if u.id == "u1"] == ["u1.wav"]
+
+
 def test_nothing_but_bad_audio_names_the_first(tmp_path):
     with pytest.raises(DataError, match=r"no utterance is left \(1 missing audio; the first: .*gone\.wav is not there"):
         manifest.build(Files(rows=[bad_row("missing", tmp_path)]), "train", limit=None, normalise=str)

@@ -41,7 +41,7 @@ def test_the_data_is_shown_with_what_was_left_out(run_dir):
     run.record["dataset"]["splits"]["train"] |= {"left_out": 3, "left_out_because": {"unreadable audio": 2, "duplicate id": 1}}
     text = shown(data_table(run))
     for line in (
-        "train (train)",
+        "train",
         "test (eval)",
         "utterances",
         "speakers",

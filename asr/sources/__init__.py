@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from asr.config import bounded, choice
 from asr.errors import ConfigError, DataError, did_you_mean
@@ -52,6 +52,9 @@ class Utterance:
 @dataclass(kw_only=True)
 class Source:
     """What every source has: two splits and what is kept of them. Subclasses yield the rows."""
+
+    makes_root: ClassVar[bool] = False
+    """Whether `root` is made by the source, and needn't be there."""
 
     root: str | None = None
     """Folder of the corpus; null takes a folder under $ASR_CACHE or ~/.cache/asr where a source makes its own."""
@@ -99,6 +102,11 @@ class Source:
         for content that can't be read, with file and line. Whether the audio is there is asked later, row by row.
         """
         raise NotImplementedError
+
+    def check_reachable(self) -> None:
+        """Raise ConfigError for a root or a split that isn't there, where finding out is quick; nothing has been written then."""
+        if self.root and not Path(self.root).expanduser().exists() and type(self).makes_root is False:
+            raise ConfigError(f"there is no folder {self.root!r}.", key="root")
 
     def corpus_folder(self) -> Path:
         """Return `root` as an absolute path, or raise a ConfigError when it is missing or no folder."""
@@ -159,8 +167,12 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in lines_of(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON ({error}); each line is one object.") from error
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text; mend the line.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON ({str(error)[:100]}); each line is one object.") from error
         if not isinstance(row, dict):
             raise DataError(f"{where} holds {type(row).__name__}, not an object; each line is one object.")
         yield where, row

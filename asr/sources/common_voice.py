@@ -34,10 +34,17 @@ class CommonVoice(Source):
     def name(self) -> str:
         return f"common_voice_{self.language}" if self.language else "common_voice"
 
+    def check_reachable(self) -> None:
+        for split in (self.train_split, self.eval_split):
+            self._paths(split)
+
     def utterances(self, split: str) -> Iterator[Utterance]:
+        for path in self._paths(split):
+            yield from self._table(path.parent, path)
+
+    def _paths(self, split: str) -> list[Path]:
         folder = self._language_folder()
-        for name in self.split_names(split, _tables(folder)):
-            yield from self._table(folder, folder / f"{name}.tsv")
+        return [folder / f"{name}.tsv" for name in self.split_names(split, _tables(folder))]
 
     def _language_folder(self) -> Path:
         root = self.corpus_folder()

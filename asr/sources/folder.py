@@ -39,7 +39,11 @@ class Folder(Source):
     def name(self) -> str:
         return Path(self.root).name if self.root else "folder"
 
-    def utterances(self, split: str) -> Iterator[Utterance]:
+    def check_reachable(self) -> None:
+        for split in (self.train_split, self.eval_split):
+            self._names(split)
+
+    def _names(self, split: str) -> list[str]:
         root = self.corpus_folder()
         folders = folders_in(root)
         if not folders:
@@ -48,7 +52,11 @@ class Folder(Source):
                 "each with its metadata.csv, metadata.jsonl or .txt files.",
                 key="root",
             )
-        for name in self.split_names(split, folders):
+        return self.split_names(split, folders)
+
+    def utterances(self, split: str) -> Iterator[Utterance]:
+        root = self.corpus_folder()
+        for name in self._names(split):
             metadata = _metadata_in(root / name)
             shared = None if metadata else _metadata_in(root)
             if metadata:
@@ -64,10 +72,13 @@ class Folder(Source):
         first = next(rows, None)
         if first is None:
             raise DataError(f"{metadata} has no rows.")
+        header = list(first[1])
+        if metadata.suffix == ".csv" and len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+            raise DataError(f"{metadata} separates its columns by something else than commas: its header is {header[0]!r}; convert it.")
         wanted = {key: getattr(self, key) for key in ("audio_column", "text_column", "speaker_column")}
         for key, column in wanted.items():
             if column is not None:
-                check_column(column, list(first[1]), key=key, where=metadata)
+                check_column(column, header, key=key, where=metadata)
         empty = True
         for where, row in chain([first], rows):
             named = text_in(row, self.audio_column, where=where)

@@ -74,6 +74,10 @@ class Hub(Source):
         named = [self.root or self.path, *(part.get("path") for part in self.parts)]
         return "+".join(dict.fromkeys(str(name) for name in named if name)) or "hub"
 
+    def check_reachable(self) -> None:
+        if not self.parts:
+            self._folder()
+
     def utterances(self, split: str) -> Iterator[Utterance]:
         if not self.parts:
             yield from self._rows(split)

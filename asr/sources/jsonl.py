@@ -33,6 +33,10 @@ class JsonLines(Source):
     def name(self) -> str:
         return "jsonl"
 
+    def check_reachable(self) -> None:
+        for split in (self.train_split, self.eval_split):
+            self._manifests(split)
+
     def utterances(self, split: str) -> Iterator[Utterance]:
         rows = [row for manifest in self._manifests(split) for row in self._rows(manifest)]
         parts_of = Counter(row.audio for row in rows if not row.id)
@@ -75,6 +79,6 @@ class JsonLines(Source):
 
 def _seconds(row: dict[str, Any], field: str, where: str) -> float:
     value = row.get(field)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: {field!r} is {value!r}, not seconds; a row with an offset needs both.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9 or not math.isfinite(value):
+        raise DataError(f"{where}: {field!r} is {str(value)[:40]}, not seconds; a row with an offset needs both.")
     return float(value)

@@ -27,6 +27,10 @@ class Kaldi(Source):
     def name(self) -> str:
         return Path(self.root).name if self.root else "kaldi"
 
+    def check_reachable(self) -> None:
+        for split in (self.train_split, self.eval_split):
+            self.split_names(split, folders_in(self.corpus_folder()))
+
     def utterances(self, split: str) -> Iterator[Utterance]:
         root = self.corpus_folder()
         for name in self.split_names(split, folders_in(root)):
@@ -38,19 +42,24 @@ def _directory(root: Path, folder: Path) -> Iterator[Utterance]:
     recordings = _recordings(folder / "wav.scp", root)
     segmented = (folder / "segments").is_file()
     parts = _segments(folder / "segments", recordings) if segmented else {name: (path, None, None) for name, path in recordings.items()}
-    speakers = {name: speaker for _, name, speaker in _pairs(folder / "utt2spk")} if (folder / "utt2spk").is_file() else None
+    speakers = {name: speaker for _, name, speaker in _once(folder / "utt2spk")} if (folder / "utt2spk").is_file() else None
+    written = set()
     for where, name, text in _pairs(folder / "text"):
+        written.add(name)
         if name not in parts:
             raise DataError(f"{where}: {name!r} is not in {folder / ('segments' if segmented else 'wav.scp')}.")
         if speakers is not None and name not in speakers:
             raise DataError(f"{where}: {name!r} is not in {folder / 'utt2spk'}.")
         path, start, seconds = parts[name]
         yield Utterance(name, path, text, (speakers or {}).get(name, ""), seconds, start)
+    for name, (path, start, seconds) in parts.items():  # without a line in text: an empty transcript, left out and listed
+        if name not in written:
+            yield Utterance(name, path, "", (speakers or {}).get(name, ""), seconds, start)
 
 
 def _recordings(path: Path, root: Path) -> dict[str, Path]:
     recordings = {}
-    for where, name, file in _pairs(path):
+    for where, name, file in _once(path):
         if "|" in file:
             raise DataError(f"{where} is a command, which is not run; write the audio to files first and name them in wav.scp.")
         if not file:
@@ -73,9 +82,21 @@ def _segments(path: Path, recordings: dict[str, Path]) -> dict[str, tuple[Path, 
         to_the_end = end == -1
         if not (math.isfinite(start) and start >= 0 and (to_the_end or (math.isfinite(end) and end > start))):
             raise DataError(f"{where}: from {start:g} s to {end:g} s is no part of a file; the end is after the start, or -1.")
+        if name in parts:
+            raise DataError(f"{where}: {name!r} has a line already; an utterance is one part.")
         file = recordings[recording]
         parts[name] = (file, start, None if to_the_end else end - start)
     return parts
+
+
+def _once(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield `_pairs` of a file whose first words are keys; raise DataError for a key that comes twice."""
+    seen = set()
+    for where, name, rest in _pairs(path):
+        if name in seen:
+            raise DataError(f"{where}: {name!r} has a line already; keep one.")
+        seen.add(name)
+        yield where, name, rest
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -26,21 +26,33 @@ class LibriSpeech(Source):
     def name(self) -> str:
         return "librispeech"
 
+    def check_reachable(self) -> None:
+        for split in (self.train_split, self.eval_split):
+            self._folders(split)
+
     def utterances(self, split: str) -> Iterator[Utterance]:
-        corpus = self.corpus_folder()
-        if (corpus / "LibriSpeech").is_dir():
-            corpus /= "LibriSpeech"
-        for name in self.split_names(split, folders_in(corpus)):
-            transcripts = sorted((corpus / name).glob("*/*/*.trans.txt"))
+        for folder in self._folders(split):
+            transcripts = sorted(folder.glob("*/*/*.trans.txt"))
             if not transcripts:
-                raise DataError(f"{corpus / name} holds no <speaker>/<chapter>/*.trans.txt; extract the archive again.")
+                raise DataError(f"{folder} holds no <speaker>/<chapter>/*.trans.txt; extract the archive again.")
             for transcript in transcripts:
                 yield from _chapter(transcript)
 
+    def _folders(self, split: str) -> list[Path]:
+        corpus = self.corpus_folder()
+        if (corpus / "LibriSpeech").is_dir():
+            corpus /= "LibriSpeech"
+        return [corpus / name for name in self.split_names(split, folders_in(corpus))]
+
 
 def _chapter(transcript: Path) -> Iterator[Utterance]:
-    """Yield the utterances of a chapter; a line without words is an empty transcript, which the manifest leaves out and lists."""
+    """Yield the utterances of a chapter. A line without words, or audio without a line, has an empty transcript: left out and listed."""
     folder = transcript.parent
+    named = set()
     for where, line in lines_of(transcript):
         name, _, text = line.partition(" ")
+        named.add(name)
         yield Utterance(name, inside(folder, f"{name}.flac", where=where), text.strip(), folder.parent.name)
+    for path in sorted(folder.glob("*.flac")):
+        if path.stem not in named:
+            yield Utterance(path.stem, path, "", folder.parent.name)

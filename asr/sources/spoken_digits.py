@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from asr.config import bounded, cache_root
 from asr.errors import ConfigError, DataError, did_you_mean
@@ -39,6 +40,8 @@ class SpokenDigits(Source):
 
     Raises ConfigError when espeakng-loader isn't installed or a split doesn't exist.
     """
+
+    makes_root: ClassVar[bool] = True
 
     corpus_seed: int = bounded(0, at_least=0)
     """Decides voices and sentences; apart from `seed`, so that runs of several seeds share a corpus."""

@@ -90,3 +90,11 @@ def test_two_kinds_of_metadata_are_one_too_many(root):
     (root / "train/metadata.jsonl").write_text("")
     with pytest.raises(DataError, match="holds both"):
         rows_of(root, "train")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_without_commas_says_so(tmp_path, mark):
+    sound(tmp_path / "train" / "a.wav")
+    (tmp_path / "train" / "metadata.csv").write_text(f"file_name{mark}text\na.wav{mark}one\n")
+    with pytest.raises(DataError, match="separates its columns by something else than commas"):
+        list(Folder(root=str(tmp_path)).utterances("train"))

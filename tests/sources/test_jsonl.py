@@ -85,3 +85,23 @@ def test_other_fields_may_hold_audio_and_text(tmp_path):
     written(tmp_path / "train.jsonl", {"wav": "a.wav", "transcript": "yes"})
     (row,) = JsonLines(root=str(tmp_path), audio_column="wav", text_column="transcript").utterances("train.jsonl")
     assert (row.text, row.audio) == ("yes", tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"audio_filepath": "a.wav", "text": "half \\ud800"}', "half a surrogate pair"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"audio_filepath": "a.wav", "text": "x", "offset": 1' + "0" * 400 + ', "duration": 1}', "'offset' is 1000"),
+    ],
+)
+def test_hostile_lines_are_named(root, line, said):
+    (root / "bad.jsonl").write_text('{"audio_filepath": "a.wav", "text": "x"}\n' + line + "\n")
+    with pytest.raises(DataError, match=rf"bad\.jsonl:2.*{said}"):
+        list(JsonLines(root=str(root)).utterances("bad.jsonl"))
+
+
+def test_a_manifest_that_is_not_there_is_found_before_anything_is_written(root):
+    with pytest.raises(ConfigError, match=r"^train_split: there is no split 'm/trian\.jsonl'"):
+        JsonLines(root=str(root), train_split="m/trian.jsonl", eval_split="test.json").check_reachable()
+    JsonLines(root=str(root), train_split="m/train.jsonl", eval_split="test.json").check_reachable()

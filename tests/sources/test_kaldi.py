@@ -79,3 +79,17 @@ def test_missing_counterparts_and_files_are_named(root):
     (root / "test/wav.scp").unlink()
     with pytest.raises(DataError, match=r"wav\.scp can't be read \(No such file"):
         list(Kaldi(root=str(root)).utterances("test"))
+
+
+@pytest.mark.parametrize(("file", "line"), [("wav.scp", "rec1 wav/rec2.flac"), ("segments", "a-1 rec1 0 0.5"), ("utt2spk", "a-1 someone")])
+def test_a_key_that_comes_twice_is_refused(root, file, line):
+    path = root / "train" / file
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=rf"{file}:\d+: .* has a line already"):
+        list(Kaldi(root=str(root)).utterances("train"))
+
+
+def test_a_segment_without_a_transcript_is_a_row_to_leave_out(root):
+    path = root / "train" / "text"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("a-1")))
+    assert [(r.id, r.text == "") for r in Kaldi(root=str(root)).utterances("train")] == [("a-2", False), ("b-1", False), ("a-1", True)]

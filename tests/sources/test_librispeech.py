@@ -68,3 +68,8 @@ def test_a_split_without_transcripts_and_bytes_that_are_no_text_are_named(root):
     transcript.write_bytes(b"84-121123-0000 FINE\n84-121123-0001 \xff\n")
     with pytest.raises(DataError, match=r"trans\.txt:2 is not UTF-8"):
         list(LibriSpeech(root=str(root)).utterances("dev-clean"))
+
+
+def test_audio_without_a_transcript_is_a_row_to_leave_out(root):
+    sound(root / "LibriSpeech" / "dev-clean" / "84" / "121123" / "84-121123-0009.flac")
+    assert [(row.id, row.text == "") for row in LibriSpeech(root=str(root)).utterances("dev-clean")][-1] == ("84-121123-0009", True)

@@ -145,16 +145,14 @@ def _transcript(seconds: float, dice: np.random.Generator) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help=f"default: {DEFAULT_FOLDER.name} in the system's temp dir")
+    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help="where it is made and kept")
     parser.add_argument("--train", type=int, default=500, help="utterances")
     parser.add_argument("--dev", type=int, default=100, help="utterances")
     parser.add_argument("--format", choices=FORMATS, default="flac")
     parser.add_argument("--longest", type=float, help="seconds; the share of longer utterances is left out")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
-    root = make(
-        asked.folder, train=asked.train, dev=asked.dev, audio_format=asked.format, longest_seconds=asked.longest, seed=asked.seed
-    )
+    root = make(asked.folder, train=asked.train, dev=asked.dev, audio_format=asked.format, longest_seconds=asked.longest, seed=asked.seed)
     print(root)
     print("split   utterances    hours     mean   median      max   (LibriSpeech's)       MB   of PCM16")
     figures = {}

@@ -2,12 +2,13 @@
 
     python benchmarks/padding.py [--train 64] [--dev 96] [--batch-size 4] [--rounds 3] [--override key=value ...]
 
-The real trainer in this process, on the same utterances (at most 20 s, lengths of LibriSpeech clean-100 for training and
-dev-clean for evaluation), the same model and the same per-device batch size: `fixed` takes that many rows of 20 s, `buckets`
-as many padded seconds, `longest` that many rows padded to the longest of them, with trainer.args.group_by_length and
-without. Every arm trains an epoch and evaluates once a round, in turn, so that a slow moment of the machine hits all
-alike; before that every arm takes a step that is not counted. Prints medians over the rounds; as the last line, a JSON object, in which `a_vs_b`
-is the median of the rounds' ratios of a's speed to b's. OMP_NUM_THREADS says with how many threads (the configuration: 1).
+The real trainer in this process, on the same utterances (at most 20 s, lengths of LibriSpeech clean-100 for training
+and dev-clean for evaluation), the same model and the same per-device batch size: `fixed` takes that many rows of 20 s,
+`buckets` as many padded seconds, `longest` that many rows padded to the longest of them, with
+trainer.args.group_by_length and without. Every arm trains an epoch and evaluates once a round, in turn, so that a slow
+moment of the machine hits all alike; before that every arm takes a step that is not counted. Prints medians over the
+rounds; as the last line, a JSON object, in which `a_vs_b` is the median of the rounds' ratios of a's speed to b's.
+OMP_NUM_THREADS says with how many threads (the configuration: 1).
 """
 
 from __future__ import annotations

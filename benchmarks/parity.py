@@ -76,9 +76,8 @@ def batches(trainer: Any, order: Sequence[Sequence[int]]) -> Iterator[dict[str, 
     processor, utterances = trainer.processing_class, trainer.train_dataset.utterances
     for rows in order:
         waves = [soundfile.read(utterances[row].audio, dtype="float32")[0] for row in rows]
-        inputs = processor(
-            waves, sampling_rate=RATE_HZ, padding="max_length", max_length=MAX_SECONDS * RATE_HZ, return_attention_mask=True, return_tensors="pt"
-        )
+        padding = {"padding": "max_length", "max_length": MAX_SECONDS * RATE_HZ, "return_attention_mask": True}
+        inputs = processor(waves, sampling_rate=RATE_HZ, return_tensors="pt", **padding)
         labels = torch.full((len(rows), MAX_LABELS), -100)
         for i, row in enumerate(rows):
             ids = processor.tokenizer(utterances[row].text).input_ids

@@ -78,7 +78,7 @@ def read(
 
     try:
         with soundfile.SoundFile(_stored(path, column, row)) as file:
-            rate_hz, count = file.samplerate, -1
+            rate_hz, count, finite = file.samplerate, -1, file.subtype.startswith("PCM")
             if start_seconds is not None:
                 file.seek(min(round(start_seconds * rate_hz), file.frames))
                 count = -1 if seconds is None else round(seconds * rate_hz)
@@ -92,7 +92,7 @@ def read(
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, rate_hz, sample_rate_hz)
-    if not np.isfinite(mono).all():
+    if not (finite or np.isfinite(mono).all()):  # integer samples, flac's too, can't be otherwise
         raise DataError(f"{_where(path, row)} holds samples that are NaN or infinite; repair it or leave it out.")
     return np.ascontiguousarray(mono, dtype=np.float32)
 

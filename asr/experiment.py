@@ -262,9 +262,26 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
 def work(run: Run) -> None:
     """Train and evaluate a prepared run: the worker's part."""
     log.info("importing torch, transformers and optimum-habana: about ten seconds")
+    pipeline = Pipeline.of(run.config)
+    speech_trainer, scorer = build(pipeline, run)
+    log.info("trainer: %s on %s", run.record["trainer_class"], speech_trainer.args.device)
+    measured: dict[str, Any] = {}
+    if "train" in pipeline.stages:
+        measured |= train(speech_trainer, run)
+    if "evaluate" in pipeline.stages:
+        measured |= evaluate(speech_trainer)
+    run.write_metrics(measured)
+    for role, seen in speech_trainer.forwarded.items():
+        if seen.bad:
+            manifest.write_undecodable(_manifest_path(run, role), seen.bad)
+    if "evaluate" in pipeline.stages:
+        run.write_predictions(scorer.predictions)
+
+
+def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
+    """Return the trainer of a prepared run, and the scorer that keeps its predictions; record what they are."""
     import transformers
 
-    pipeline = Pipeline.of(run.config)
     transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_default_handler()
     transformers.set_seed(pipeline.seed)
@@ -307,18 +324,7 @@ def work(run: Run) -> None:
         parameters=ctc.trained_parameters(model),
         trust_remote_code=pipeline.model.trust_remote_code,
     )
-    log.info("trainer: %s on %s", run.record["trainer_class"], speech_trainer.args.device)
-    measured: dict[str, Any] = {}
-    if "train" in pipeline.stages:
-        measured |= train(speech_trainer, run)
-    if "evaluate" in pipeline.stages:
-        measured |= evaluate(speech_trainer)
-    run.write_metrics(measured)
-    for role, seen in speech_trainer.forwarded.items():
-        if seen.bad:
-            manifest.write_undecodable(_manifest_path(run, role), seen.bad)
-    if "evaluate" in pipeline.stages:
-        run.write_predictions(scorer.predictions)
+    return speech_trainer, scorer
 
 
 def train(speech_trainer: Any, run: Run) -> dict[str, Any]:

@@ -62,7 +62,10 @@ def extract(feature_extractor: Any, waveform: NDArray[np.float32]) -> NDArray[np
     if kind == "Wav2Vec2FeatureExtractor":  # what it does to one waveform, without its batching
         if not feature_extractor.do_normalize:
             return waveform
-        return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)  # type: ignore[no-any-return]
+        centred = waveform - waveform.mean()
+        variance = (centred * centred).sum() / np.float32(len(centred))  # the very bits of waveform.var(), which takes the mean again
+        centred /= np.sqrt(variance + 1e-7)
+        return centred  # type: ignore[no-any-return]
     features = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="np")
     return features[feature_extractor.model_input_names[0]][0][features["attention_mask"][0].astype(bool)]  # type: ignore[no-any-return]
 

@@ -1,5 +1,6 @@
 """Rows to tensors of a planned shape: what is real, what is padding, and that neither workers nor order decide it."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extracto
     assert batch["labels"].tolist() == [[5, 6, -100, -100, -100], [7, -100, -100, -100, -100], [8, 9, 5, -100, -100]]
     assert batch["facts"].lengths == (8000, 12000, 16000)
     assert batch["facts"].seconds == SECONDS
+
+
+def test_a_mask_that_a_worker_leaves_out_is_made_again_on_arrival(utterances, extractor):
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    sent = collate([data[slot] for slot in slots(Shape(20000, 5, 3), 1, 2, FILLER)])
+    handed = pickle.dumps(sent)
+    assert len(handed) < sent["input_values"].nbytes + 5000
+    arrived = pickle.loads(handed)
+    assert arrived.keys() == sent.keys()
+    assert arrived["facts"] == sent["facts"]
+    for key in ("input_values", "attention_mask", "labels"):
+        torch.testing.assert_close(arrived[key], sent[key], rtol=0, atol=0)
+    without = replace(collate, with_attention_mask=False)([data[Slot(0, None, 0)]])
+    assert "attention_mask" not in pickle.loads(pickle.dumps(without))
 
 
 def test_a_filler_is_attended_to_and_has_no_labels(utterances, extractor):

@@ -1,0 +1,35 @@
+"""The trainer that a configuration describes, put together in this process as a run does it.
+
+In: a folder, a corpus of benchmarks/corpus.py, and overrides. Out: the real trainer over that corpus, ready to train.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from asr import composition, experiment
+from asr.runs import Run
+
+QUIET = ("trainer.args.report_to=none", "trainer.args.save_strategy=no", "trainer.args.disable_tqdm=true")
+
+
+def built(folder: Path, corpus: Path, *overrides: str) -> Any:
+    """Return the trainer; its run directory and header cache lie in `folder`, which must not exist.
+
+    Call it before torch is imported, so that the threads that the configuration asks for are those that torch takes.
+    """
+    asked = ["dataset=jsonl", f"dataset.root='{corpus}'", "dataset.eval_split=dev.jsonl", *QUIET, *overrides]
+    container = composition.to_container(composition.compose(asked))
+    pipeline = experiment.Pipeline.of(container)
+    os.environ["ASR_CACHE"] = str(folder.parent / "cache")
+    run = Run.create(folder, container, command=[], overrides=asked)
+    experiment.prepare(pipeline, run)
+    pipeline.topology.apply_environment()
+    trainer, _ = experiment.build(pipeline, run)
+
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)  # the table is what is printed
+    return trainer

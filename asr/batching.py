@@ -165,19 +165,23 @@ def _num_batches(count: int, rows: int, world_size: int) -> int:
 
 
 class Batches:
-    """What every batch sampler of ours has: an epoch.
-
-    It has no `batch_size`, since batches differ. `sampler` is itself: with several ranks accelerate wraps it, and its
-    DataLoaderShard.set_epoch then looks for `batch_sampler.batch_sampler.sampler` alone (data_loader.py:603).
-    """
+    """What every batch sampler of ours has: an epoch. It has no `batch_size`, since batches differ."""
 
     epoch = 0
+    world_size = 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     @property
     def sampler(self) -> Batches:
+        """Itself, with several ranks only.
+
+        Accelerate wraps it then, and its DataLoaderShard.set_epoch looks for `batch_sampler.batch_sampler.sampler` alone
+        (data_loader.py:603). With one rank that is where a resumed loader's skipping wrapper is, which sets epoch 0.
+        """
+        if self.world_size == 1:
+            raise AttributeError("sampler")
         return self
 
 
@@ -193,6 +197,7 @@ class PlannedBatches(Batches):
     def __init__(self, plan: Plan, *, seed: int | None = None) -> None:
         self.plan = plan
         self.seed = seed
+        self.world_size = plan.world_size
 
     def __len__(self) -> int:
         return sum(self.plan.num_batches)

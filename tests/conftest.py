@@ -24,6 +24,8 @@ TINY_CORPUS = {
 }
 TINY = [f"dataset.{key}={value}" for key, value in TINY_CORPUS.items()]
 """Overrides that make the corpus small."""
+FINISHED = [*TINY, "seed=7", *(f"trainer.args.{arg}" for arg in ("max_steps=6", "save_strategy=steps", "save_steps=2", "logging_steps=1"))]
+"""What the run of the fixture `finished` is made with."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,8 +73,7 @@ def launch(own_cache: Path) -> Callable[..., Launched]:
 def finished(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'."""
     cwd = tmp_path_factory.mktemp("finished run")
-    steps = ["trainer.args.max_steps=6", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2", "trainer.args.logging_steps=1"]
-    return launch(cwd, *TINY, *steps, "seed=7", "hydra.run.dir=a run")
+    return launch(cwd, *FINISHED, "hydra.run.dir=a run")
 
 
 @pytest.fixture(scope="session")

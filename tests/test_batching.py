@@ -152,6 +152,7 @@ def test_accelerate_deals_the_same_shape_to_every_rank():
 @pytest.mark.parametrize("num_rows", [53, 1, 64])
 def test_what_accelerate_makes_of_the_samplers_for_two_ranks(node, num_rows):
     """Through accelerate's own loaders: as many batches for each rank, every row once, and set_epoch arrives."""
+    from accelerate import skip_first_batches
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
 
@@ -176,6 +177,8 @@ def test_what_accelerate_makes_of_the_samplers_for_two_ranks(node, num_rows):
             epochs.append([[slot.row for slot in batch] for rank in ranks for batch in rank])
         if num_rows > 1 and getattr(batches, "seed", None) is not None:
             assert epochs[0] != epochs[1]
+        resumed = [list(skip_first_batches(loader, 1)) for loader in loaders]  # within the last epoch
+        assert resumed == [rank[1:] for rank in ranks]
 
 
 class Echo:

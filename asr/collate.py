@@ -135,7 +135,7 @@ class UtteranceDataset:
 class CTCCollator:
     """Pads rows on the right to their planned shape: inputs with the extractor's padding value, labels with -100.
 
-    Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int64
+    Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int32
     `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], and `facts`; with
     `spec_augment` also its masks, bool. A filler's inputs are the padding value, all of it attended to (attention over
     nothing is NaN), without labels.
@@ -199,7 +199,7 @@ class CTCCollator:
 class Batch(dict[str, Any]):
     """What a model takes, and BATCH_FACTS. A worker hands it over without its attention mask, made again on arrival.
 
-    The mask is twice the bytes of the audio, and each page of shared memory costs a fault: a third of a loader's time.
+    The mask is as many bytes as the audio, and each page of shared memory costs a fault: a third of a loader's time.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -214,11 +214,11 @@ def _arrived(handed: dict[str, Any], width: int | None) -> Batch:
 
 
 def _attention_mask(lengths: Sequence[int], width: int) -> torch.Tensor:
-    """Return what is attended to, int64 [batch, width]: a row's own length, and all of a filler."""
+    """Return what is attended to, int32 [batch, width] as feature extractors give it: a row's own length, and all of a filler."""
     import numpy as np
     import torch
 
-    mask = np.zeros((len(lengths), width), np.int64)
+    mask = np.zeros((len(lengths), width), np.int32)
     for row, length in zip(mask, lengths, strict=True):
         row[: length or width] = 1
     return torch.from_numpy(mask)

@@ -51,7 +51,7 @@ def test_a_batch_has_its_planned_shape_whatever_is_in_it(utterances, extractor):
         assert shapes == {"input_values": (3, 16320), "attention_mask": (3, 16320), "labels": (3, 6)}
         assert {key: value.dtype for key, value in batch.items() if key != "facts"} == {
             "input_values": torch.float32,
-            "attention_mask": torch.int64,
+            "attention_mask": torch.int32,
             "labels": torch.int64,
         }
         assert batch["facts"].rows == rows
@@ -63,7 +63,7 @@ def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extracto
     waves = [soundfile.read(u.audio, dtype="float32")[0] for u in utterances]
     theirs = extractor(waves, sampling_rate=16000, padding="max_length", max_length=20000, return_tensors="pt")
     torch.testing.assert_close(batch["input_values"], theirs.input_values)
-    torch.testing.assert_close(batch["attention_mask"], theirs.attention_mask.long())
+    torch.testing.assert_close(batch["attention_mask"], theirs.attention_mask)
     assert batch["labels"].tolist() == [[5, 6, -100, -100, -100], [7, -100, -100, -100, -100], [8, 9, 5, -100, -100]]
     assert batch["facts"].lengths == (8000, 12000, 16000)
     assert batch["facts"].seconds == SECONDS

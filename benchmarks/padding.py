@@ -1,6 +1,6 @@
 """Audio seconds a second of training and of evaluation: buckets against fixed and longest padding.
 
-    python benchmarks/padding.py [--train 64] [--dev 96] [--batch-size 4] [--rounds 3] [--override key=value ...]
+    python benchmarks/padding.py [--train 64] [--dev 96] [--batch-size 8] [--rounds 2] [--override key=value ...]
 
 The real trainer in this process, on the same utterances (at most 20 s, lengths of LibriSpeech clean-100 for training
 and dev-clean for evaluation), the same model and the same per-device batch size: `fixed` takes that many rows of 20 s,
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=64, help="utterances")
     parser.add_argument("--dev", type=int, default=96, help="utterances")
-    parser.add_argument("--batch-size", type=int, default=4, help="per device, of all arms")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8, help="per device, of all arms")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--model", default="wav2vec2_tiny", help="an option of conf/model")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides for all arms")
     parser.add_argument("--corpus", type=Path, default=corpus.DEFAULT_FOLDER, help="where synthetic audio is made and kept")

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from asr import audio, features
-from asr.batching import FILLER, Shape, Sizes, Slot
+from asr.batching import FILLER, Slot
 from asr.errors import DataError
 from asr.features import InputLength
 from asr.frames import FrameCount
 from asr.labels import Labels
+from asr.planning import Shape, Sizes
 from asr.sources import Utterance
 from asr.spec_augment import SpecAugment
 

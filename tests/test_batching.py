@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from asr.batching import FILLER, POOL_BATCHES, Buckets, Fixed, LengthGroupedBatches, Longest, PlannedBatches, Sizes, SortedBatches
+from asr.batching import FILLER, POOL_BATCHES, Buckets, Fixed, LengthGroupedBatches, Longest, PlannedBatches, SortedBatches
 from asr.errors import ConfigError
+from asr.planning import Sizes
 
 DICE = random.Random(1)
 SECONDS = [DICE.uniform(1, 20) for _ in range(1000)]

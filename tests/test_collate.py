@@ -9,11 +9,12 @@ import soundfile
 import torch
 
 from asr.augment import Augmentation
-from asr.batching import FILLER, Shape, Slot
+from asr.batching import FILLER, Slot
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import DataError
 from asr.frames import FrameCount
 from asr.labels import Labels
+from asr.planning import Shape
 from asr.sources import Utterance
 from asr.spec_augment import SpecAugment
 

@@ -9,11 +9,12 @@ import torch
 from conftest import TINY, composed
 
 from asr import gaudi, manifest, metrics, trainer
-from asr.batching import FILLER, Buckets, Shape, Slot
+from asr.batching import FILLER, Buckets, Slot
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import ConfigError, DataError
 from asr.experiment import Pipeline
 from asr.labels import Labels
+from asr.planning import Shape
 from asr.spec_augment import takes_masks
 
 

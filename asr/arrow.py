@@ -6,6 +6,8 @@ In: an Arrow file as datasets writes it (the IPC stream format), a column and a 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -52,17 +54,12 @@ def audio_bytes(path: Path, column: str, row: int) -> bytes:
     return content
 
 
-class _named:  # noqa: N801
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises into a DataError that names the file."""
+    import pyarrow
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        import pyarrow
-
-        if isinstance(error, (OSError, pyarrow.ArrowInvalid, IndexError, KeyError)):
-            raise DataError(f"{self.path} can't be read as an Arrow file ({' '.join(str(error).split())[:200]}).") from error
+    try:
+        yield
+    except (OSError, pyarrow.ArrowInvalid, IndexError, KeyError) as error:
+        raise DataError(f"{path} can't be read as an Arrow file ({' '.join(str(error).split())[:200]}).") from error

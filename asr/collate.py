@@ -45,10 +45,6 @@ class BatchFacts:
     seconds: tuple[float, ...]
     bad: tuple[tuple[int, str], ...] = ()
 
-    @property
-    def num_real(self) -> int:
-        return sum(row != FILLER for row in self.rows)
-
 
 @dataclass(frozen=True)
 class Row:

@@ -105,7 +105,7 @@ class Source:
 
     def check_reachable(self) -> None:
         """Raise ConfigError for a root or a split that isn't there, where finding out is quick; nothing has been written then."""
-        if self.root and not Path(self.root).expanduser().exists() and type(self).makes_root is False:
+        if self.root and not self.makes_root and not Path(self.root).expanduser().exists():
             raise ConfigError(f"there is no folder {self.root!r}.", key="root")
 
     def corpus_folder(self) -> Path:

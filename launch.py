@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from asr import composition, experiment, runs
+from asr import composition, experiment, runs, stops
 from asr.errors import AsrError, JobError
 
 
@@ -22,16 +22,15 @@ def run(composed: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
-    if code == 0:
-        from rich import print as show
-
-        from asr.report import data_table, summary
-
-        show(data_table(done) if list(container["stages"]) == ["prepare"] else summary(done))
-    elif sweeps:
-        raise JobError(done.path, code)  # Hydra goes on with the other jobs and raises it at the end
-    else:
+    if code and sweeps:
+        raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
+    if code:
         sys.exit(code)
+    if done is None:  # another server's run
+        return None
+    from asr.report import show_end
+
+    show_end(done)
     return done.metrics.get("eval_wer")
 
 
@@ -40,9 +39,13 @@ def check(asked: composition.CommandLine) -> None:
     for overrides in asked.jobs:
         composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
-        pipeline.check_reachable()
         key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
-        runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+        if not pipeline.dry_run:
+            pipeline.check_reachable()
+        if pipeline.topology.started_on_each_node and asked.action == "run":
+            composition.check_names_one_folder(composed, key)
+        if pipeline.topology.node == 0:
+            runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
 
 
 def main() -> int:
@@ -58,8 +61,8 @@ def main() -> int:
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return mistake.exit_code
-    except (KeyboardInterrupt, experiment.Terminated) as stop:
-        return experiment.ended_by(stop)[0]
+    except (KeyboardInterrupt, stops.Terminated) as stop:
+        return stops.ended_by(stop).exit_code
     except Exception:
         traceback.print_exc()
         return 1

@@ -185,6 +185,7 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
     local = [(config["model"], "name_or_path"), (config["vocabulary"], "tokenizer_name_or_path")]
     local += [(config["dataset"], key) for key in ("root", "path")]
+    local += [(config["topology"], "hostfile")]
     local += [(config["augment"], key) for key in ("noise_folder", "reverberation_folder")]
     local += [(part, "path") for part in config["dataset"].get("parts") or () if isinstance(part, dict)]
     for node, key in local:
@@ -198,6 +199,17 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     if metrics:
         config["trainer"]["eval_metrics"] = [str((cwd / m).resolve()) if str(m).endswith(".py") else m for m in metrics]
     return config
+
+
+def check_names_one_folder(composed: DictConfig, key: str) -> None:
+    """Raise ConfigError for a run folder named by the time: each server of a run would make one of its own."""
+    raw = OmegaConf.to_container(composed.hydra.run, resolve=False)
+    if "${now:" in str(raw["dir"]):  # type: ignore[index, call-overload]
+        raise ConfigError(
+            "each server would make a folder of its own: name one that they share, the same on each, such as "
+            "hydra.run.dir=/shared/outputs/my_run.",
+            key=key,
+        )
 
 
 def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> ConfigError:

@@ -94,6 +94,8 @@ class Config:
     """Seeds weights, data order and dropout; the corpus has a seed of its own."""
     stages: list[str] = field(default_factory=lambda: ["train", "evaluate"])
     """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
+    dry_run: bool = False
+    """Shows the command and the environment that would be started, and writes them into the run; needs no device, data or network."""
     dataset: Any = None
     text: Any = None
     vocabulary: Any = None
@@ -165,7 +167,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
 
     check_root(config)
     check_no_secrets(config)
-    built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages")}
+    built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages", "dry_run")}
     for name in NODES:
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:

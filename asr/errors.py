@@ -36,6 +36,10 @@ class DataError(AsrError):
     exit_code = 3
 
 
+class LaunchError(AsrError):
+    """The processes of a run can't be started or don't find each other."""
+
+
 def said_by(error: AsrError) -> str:
     """Return the message of an error, also where a torch loader worker has wrapped it in its traceback."""
     message = str(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +16,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import augment, batching, config, ctc, fitting, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
+from asr import (
+    augment,
+    batching,
+    config,
+    ctc,
+    fitting,
+    gaudi,
+    launchers,
+    manifest,
+    metrics,
+    nodes,
+    runs,
+    stops,
+    supervision,
+    text,
+    topology,
+    trainer,
+    vocabulary,
+)
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, ConfigError, DataError, said_by
 from asr.labels import Labels
+from asr.ranks import Rank
 from asr.runs import Run
 from asr.sources import Source
 from asr.spec_augment import takes_masks
+from asr.stops import End, Terminated, ended_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +58,7 @@ class Pipeline:
     experiment_version: str
     seed: int
     stages: Sequence[str]
+    dry_run: bool
     dataset: Source
     text: text.TextRules
     vocabulary: vocabulary.Vocabulary
@@ -75,6 +95,12 @@ class Pipeline:
                 node.check_reachable()
             except ConfigError as error:
                 raise error.under(name) from error
+        if {"train", "evaluate"} & set(self.stages):
+            try:
+                launchers.check_installed(self.topology)
+                self.topology.check_host()
+            except ConfigError as error:
+                raise error.under("topology") from error
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
@@ -110,91 +136,107 @@ class Pipeline:
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
 
 
-def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run]:
-    """Run an experiment in `run_dir` and return its exit code and run; a sweep's job works in a child process."""
+NODE_S_OWN = ("topology.node_rank",)
+"""Keys that differ between the servers of a run."""
+
+
+def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run | None]:
+    """Run an experiment in `run_dir` and return its exit code and, on the first server, the run.
+
+    Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
+    the first one's: it prepares, and records the end.
+    """
     try:
         pipeline = Pipeline.of(composed)
     except ConfigError:
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has made it
         raise
+    works = bool({"train", "evaluate"} & set(pipeline.stages))
+    node = pipeline.topology.node if works and not pipeline.dry_run else 0
+    if node:
+        return _take_part(pipeline, composed, run_dir, node)
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
     runs.configure_logging(run.path)
-    works = bool({"train", "evaluate"} & set(pipeline.stages))
+    if pipeline.dry_run:
+        run.end_dry([launchers.launch(pipeline.topology, run.path, node=n).describe() for n in pipeline.topology.started_nodes()])
+        return 0, run
 
-    def story() -> int:
+    def story() -> End:
         prepare(pipeline, run)
-        if works and in_child:
-            return pipeline.topology.run_in_child(run.path)
-        if works:
-            pipeline.topology.apply_environment()
-            work(run)
-        return 0
+        if not works:
+            return End()
+        if in_child or pipeline.topology.num_processes > 1:
+            return _supervised(pipeline, run, node)
+        pipeline.topology.apply_environment()
+        work(run)
+        return End()
 
-    code = guarded(run, story)
-    return code, run
+    return guarded(run, story), run
 
 
-def guarded(run: Run, story: Callable[[], int]) -> int:
+def _supervised(pipeline: Pipeline, run: Run, node: int) -> End:
+    """Work in processes of their own, on this server."""
+    where = pipeline.topology
+    launch = launchers.launch(where, run.path, node=node)
+    for replaced in topology.set_over_shell(launch.environment):
+        log.warning("%s", replaced)
+    log.info("starting %d processes: %s", where.processes_here, launch)
+    if node == 0:
+        run.save(launch=launch.describe())
+    return supervision.supervise(launch, run.path, where, node=node)
+
+
+def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, node: int) -> tuple[int, None]:
+    """Join a run that server 0 prepares."""
+    stops.listen()
+    runs.configure_logging(None)
+    try:
+        nodes.wait_for_run(run_dir, pipeline.topology)
+        run = Run.load(run_dir)
+        runs.check_same_config(run, composed, except_for=NODE_S_OWN)
+        end = explained(lambda: _supervised(pipeline, run, node), run_dir)
+    except (KeyboardInterrupt, Terminated) as stop:
+        log.error("%s", ended_by(stop).error)
+        raise
+    if end.exit_code:
+        log.error("error: %s", end.error)
+    return end.exit_code, None
+
+
+def guarded(run: Run, story: Callable[[], End]) -> int:
     """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract.
 
-    Ctrl-C and a signal that ends the process are recorded and raised again; `ended_by` has their exit codes.
+    Ctrl-C and a signal that ends the process are recorded and raised again; `stops.ended_by` has their exit codes.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
-            signal.signal(number, _terminate)
+    stops.listen()
     try:
-        code, error = story(), None
-        if not run.path.exists():
-            return code  # a child has discarded it
-        run.record = Run.load(run.path).record  # a child has written what it found out
-        if run.record["status"] != "running":
-            return code  # and its own end
-        error = f"the worker ended with exit code {code}" if code else None
-    except ConfigError as mistake:
-        log.error("error: %s", mistake)
-        if not run.has_weights:  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
-            run.discard()
-            return mistake.exit_code
-        code, error = mistake.exit_code, str(mistake)
-    except AsrError as mistake:
-        code, error = mistake.exit_code, said_by(mistake)
-        log.error("error: %s", error)
-    except (KeyboardInterrupt, Terminated) as end:
-        code, error = ended_by(end)
-        log.error("%s; what is in %s stays", error, run.path)
-        run.finish(code, error)
+        end = explained(story, run.path)
+    except (KeyboardInterrupt, Terminated) as stop:
+        end = ended_by(stop)
+        log.error("%s; what is in %s stays", end.error, run.path)
+        run.reload()
+        run.finish(end.exit_code, end.error)
         raise  # past Hydra, so that a sweep stops too
+    if end.exit_code:
+        log.error("error: %s", end.error)
+    if end.exit_code == ConfigError.exit_code and not run.has_weights:
+        run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
+    else:
+        run.reload()  # the workers have written what they found out
+        run.finish(end.exit_code, end.error)
+    return end.exit_code
+
+
+def explained(story: Callable[[], End], run_dir: Path) -> End:
+    """Tell a story, and return its end whatever it is: a user's mistake with its message, anything else with its traceback logged."""
+    try:
+        return story()
+    except AsrError as mistake:
+        return End(mistake.exit_code, said_by(mistake))
     except Exception as unexpected:
-        log.error("unexpected failure; please report it with %s\n%s", run.path / "run.log", traceback.format_exc())
-        code, error = 1, f"{type(unexpected).__name__}: {unexpected}"
-    run.finish(code, error)
-    return code
-
-
-class Terminated(BaseException):
-    """A signal that ends the process arrived. No Exception, so that nothing on its way up swallows it."""
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-
-
-def ended_by(stop: KeyboardInterrupt | Terminated) -> tuple[int, str]:
-    """Return exit code and description of a stop from outside, which has now been heard and need not come again."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    if isinstance(stop, Terminated):
-        return 128 + stop.signal, f"terminated ({stop.signal.name})"
-    return 130, "interrupted (Ctrl-C)"
-
-
-def _terminate(number: int, _frame: object) -> None:
-    """Raise Terminated, and again every second until `ended_by` is asked about it.
-
-    An exception raised from a signal handler is lost when the signal arrives in a destructor or a callback from C.
-    """
-    signal.signal(signal.SIGALRM, lambda *_: _terminate(number, None))
-    signal.setitimer(signal.ITIMER_REAL, 1)
-    raise Terminated(number)
+        log.error("unexpected failure; please report it with %s\n%s", run_dir / runs.LOG_FILE, traceback.format_exc())
+        return End(1, f"{type(unexpected).__name__}: {unexpected}")
 
 
 def prepare(pipeline: Pipeline, run: Run) -> None:
@@ -259,27 +301,38 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
     )
 
 
-def work(run: Run) -> None:
-    """Train and evaluate a prepared run: the worker's part."""
-    log.info("importing torch, transformers and optimum-habana: about ten seconds")
+def work(run: Run, rank: Rank | None = None) -> None:
+    """Train and evaluate a prepared run: the worker's part. What a run writes once is written by the first rank."""
+    rank = rank or Rank()
+    log.info("importing torch, transformers and the engine: about ten seconds")
     pipeline = Pipeline.of(run.config)
+    pipeline.topology.apply_environment()
     speech_trainer, scorer = build(pipeline, run)
-    log.info("trainer: %s on %s", run.record["trainer_class"], speech_trainer.args.device)
+    facts = {
+        "trainer_class": trainer.class_path(speech_trainer),
+        "parameters": ctc.trained_parameters(speech_trainer.model),
+        "trust_remote_code": pipeline.model.trust_remote_code,
+    }
+    log.info("trainer: %s on %s", facts["trainer_class"], speech_trainer.args.device)
+    if rank.is_first:
+        run.save(**facts)
     measured: dict[str, Any] = {}
     if "train" in pipeline.stages:
-        measured |= train(speech_trainer, run)
+        measured |= train(speech_trainer, run, rank)
     if "evaluate" in pipeline.stages:
         measured |= evaluate(speech_trainer)
-    run.write_metrics(measured)
-    for role, seen in speech_trainer.forwarded.items():
-        if seen.bad:
-            manifest.write_undecodable(_manifest_path(run, role), seen.bad)
-    if "evaluate" in pipeline.stages:
-        run.write_predictions(scorer.predictions)
+    if rank.is_first:
+        run.write_metrics(measured)
+        for role, seen in speech_trainer.forwarded.items():
+            if seen.bad:
+                manifest.write_undecodable(_manifest_path(run, role), seen.bad)
+        if "evaluate" in pipeline.stages:
+            run.write_predictions(scorer.predictions)
+    speech_trainer.end()
 
 
 def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
-    """Return the trainer of a prepared run, and the scorer that keeps its predictions; record what they are."""
+    """Return the trainer of a prepared run, and the scorer that keeps its predictions."""
     import transformers
 
     transformers.utils.logging.enable_propagation()
@@ -319,22 +372,19 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
         seed=pipeline.seed,
         run_dir=run.path,
     )
-    run.save(
-        trainer_class=trainer.class_path(speech_trainer),
-        parameters=ctc.trained_parameters(model),
-        trust_remote_code=pipeline.model.trust_remote_code,
-    )
     return speech_trainer, scorer
 
 
-def train(speech_trainer: Any, run: Run) -> dict[str, Any]:
+def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     measured = dict(speech_trainer.train().metrics)
+    speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
     folder = run.path / "model"
     speech_trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    if rank.is_first:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 
@@ -342,6 +392,7 @@ def evaluate(speech_trainer: Any) -> dict[str, Any]:
     """Evaluate once over the whole split and return what was measured."""
     speech_trainer.forwarded["eval"] = trainer.Forwarded()  # evaluations during training had their own
     measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
+    speech_trainer.gather_forwarded("eval")
     return measured | _forwarded(speech_trainer, "eval", measured["eval_runtime"])
 
 

@@ -14,6 +14,17 @@ from rich.table import Table
 from asr.runs import RUN_FILE, Run
 
 
+def show_end(run: Run) -> None:
+    """Print what a run that ended well has to show: its results, its data, or the commands that a dry run would start."""
+    if run.record["status"] == "dry_run":
+        for number, launch in enumerate(run.record["launch"]):
+            print(f"# server {number}\n{launch['line']}" if len(run.record["launch"]) > 1 else launch["line"])
+        return
+    from rich import print as show
+
+    show(data_table(run) if run.config["stages"] == ["prepare"] else summary(run))
+
+
 def summary(run: Run) -> Table:
     """Return the table that ends a run: error rates, losses, speed, hours of audio, and where it lies."""
     record, metrics = run.record, run.metrics

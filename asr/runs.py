@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml", "metrics.json", "predictions.jsonl"
+LOG_FILE = "run.log"
 PACKAGES = (
     "torch transformers optimum-habana habana-torch-plugin accelerate datasets evaluate jiwer hydra-core omegaconf "
     "numpy soundfile soxr tokenizers espeakng-loader"
@@ -108,6 +109,14 @@ class Run:
         status = "finished" if exit_code == 0 else "failed"
         self.save(status=status, exit_code=exit_code, finished=_now(), **({"error": error} if error else {}))
 
+    def end_dry(self, launches: Sequence[Mapping[str, Any]]) -> None:
+        """Record what would have been started, on each server."""
+        self.save(status="dry_run", exit_code=0, finished=_now(), launch=list(launches))
+
+    def reload(self) -> None:
+        """Read run.json again: workers have written into it."""
+        self.record = Run.load(self.path).record
+
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, flat; a value that is NaN or infinite becomes null, with a warning."""
         bad = [key for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
@@ -150,7 +159,24 @@ def check_can_hold_run(path: Path, *, key: str = "hydra.run.dir") -> None:
         raise ConfigError(f"{path} can't be written ({error.strerror}); choose another.", key=key) from error
     finally:
         for folder in reversed(made):
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # another server of this run has begun there
+                folder.rmdir()
+
+
+def check_same_config(run: Run, config: Mapping[str, Any], *, except_for: Sequence[str]) -> None:
+    """Raise ConfigError when another server's run was composed differently; names the first key that differs."""
+    theirs, ours = flat(run.config), flat(config)
+    for key in sorted(theirs.keys() | ours.keys()):
+        if key not in except_for and theirs.get(key) != ours.get(key):
+            raise ConfigError(f"is {ours.get(key)!r} here and {theirs.get(key)!r} on server 0; give the same overrides on each.", key=key)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, by dotted key."""
+    pairs: dict[str, Any] = {}
+    for key, value in config.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return pairs
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
@@ -183,8 +209,19 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def configure_logging(run_dir: Path) -> None:
-    """Send log lines to stderr and, with more detail, to run.log; third-party libraries from warnings up."""
+def configure_logging(run_dir: Path | None) -> None:
+    """Send log lines to stderr and, with more detail, to run.log; third-party libraries from warnings up.
+
+    None for a process whose stderr goes into run.log anyway: the parent puts it there.
+    """
+    handlers = ["console", "file"] if run_dir else ["console"]
+    file = {
+        "class": "logging.FileHandler",
+        "formatter": "long",
+        "filename": str(run_dir and run_dir / LOG_FILE),
+        "encoding": "utf-8",
+        "errors": "backslashreplace",
+    }
     logging.config.dictConfig(
         {
             "version": 1,
@@ -195,16 +232,10 @@ def configure_logging(run_dir: Path) -> None:
             },
             "handlers": {
                 "console": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stderr"},
-                "file": {
-                    "class": "logging.FileHandler",
-                    "formatter": "long",
-                    "filename": str(run_dir / "run.log"),
-                    "encoding": "utf-8",
-                    "errors": "backslashreplace",
-                },
+                **({"file": file} if run_dir else {}),
             },
             "loggers": {"asr": {"level": "INFO"}},
-            "root": {"level": "WARNING", "handlers": ["console", "file"]},
+            "root": {"level": "WARNING", "handlers": handlers},
         }
     )
     logging.captureWarnings(True)

@@ -1,28 +1,67 @@
-"""Where a run computes: device, number of processes, and each worker's environment.
+"""Where a run computes: device, servers, processes, and each process' environment.
 
-In: the topology node. Out: the training arguments that belong to it, and a worker process for a sweep's job.
+In: the topology node and this host's cores and devices. Out: how many ranks run where, and with which variables.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import socket
 import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from asr.config import SECRET_NAME, bounded, choice, free_form
+from asr.config import SECRET_NAME, bounded, cache_root, choice, free_form
 from asr.errors import ConfigError
+
+LAUNCHED_BY = {"RANK": "torchrun", "OMPI_COMM_WORLD_RANK": "mpirun"}
+"""Variables by which a launcher tells a process its rank, with that launcher."""
 
 
 @dataclass(kw_only=True)
 class Topology:
-    """One process on the host's CPU; several processes and HPUs come with their own topologies."""
+    """One process or many, on one server or several. One process a device; many share the CPU of a `cpu` topology."""
 
-    device: str = choice("cpu", "cpu")
-    world_size: int = bounded(1, at_least=1, at_most=1)
-    """Number of processes, one a device."""
+    device: str = choice("cpu", "cpu", "hpu", "cuda")
+    use_habana: bool = False
+    """Runs optimum-habana's HPU path; with false an `hpu` is reached through accelerate alone (trainer.engine=transformers)."""
+    use_lazy_mode: bool = False
+    """Gathers ops into graphs before they are compiled (PT_HPU_LAZY_MODE); HPU graphs need it."""
+    world_size: int | None = bounded(None, at_least=1)
+    """Number of processes in all; null takes num_nodes times ranks_per_node."""
+    num_nodes: int = bounded(1, at_least=1)
+    """Number of servers. `python launch.py` is started once on each, by hand or by srun; DeepSpeed starts them all itself."""
+    ranks_per_node: int = bounded(1, at_least=1)
+    """Processes on each server; not used once world_size is given."""
+    launcher: str = choice("torchrun", "torchrun", "mpirun", "deepspeed")
+    """What starts the processes of a run that has several."""
+    backend: str | None = choice(None, "gloo", "hccl", "nccl")
+    """Of torch.distributed; null leaves it to the device."""
+    node_rank: int | None = bounded(None, at_least=0)
+    """This server's number, from 0; null takes Slurm's."""
+    master_addr: str | None = None
+    """Host of server 0, as the others reach it; null takes the first host of Slurm's job, and on one server this one."""
+    master_port: int | None = bounded(None, at_least=1, at_most=65535)
+    """Where the ranks meet; null takes a free port, with several servers 29500."""
+    hostfile: str | None = None
+    """For DeepSpeed on several servers: one `host slots=8` a line."""
+    deepspeed: dict[str, Any] = free_form()
+    """DeepSpeed's configuration (ZeRO); empty trains without it."""
+    threads_per_rank: int | None = bounded(None, at_least=1)
+    """OMP_NUM_THREADS of each process; null shares the cores out among several, and leaves one process alone."""
+    shown_ranks: str = choice("first", "first", "all")
+    """Whose output the terminal shows; run.log has everybody's."""
+    stop_seconds: float = bounded(10.0, at_least=0)
+    """How long a rank that was asked to stop may take before it is killed."""
+    join_seconds: float = bounded(3600.0, above=0)
+    """How long a server waits for the others to start and prepare."""
+    node_timeout_seconds: float = bounded(60.0, above=0)
+    """A server that gives no sign for so long is taken for dead, and the run ends."""
     environment: dict[str, Any] = free_form()
     """Environment variables of the workers, set only where the shell hasn't set them."""
 
@@ -32,24 +71,209 @@ class Topology:
                 raise ConfigError("secrets come from your shell's environment and are never written.", key=f"environment.{name}")
             if value is None or isinstance(value, (dict, list)):
                 raise ConfigError(f"{value!r} can't be the value of an environment variable.", key=f"environment.{name}")
+        if self.num_nodes < 1 or (self.world_size or 1) < 1 or self.ranks_per_node < 1:
+            return  # out of range, which is said better than what follows from it
+        if self.num_processes % self.num_nodes and self.hostfile is None:
+            raise ConfigError(
+                f"{self.num_processes} processes can't be shared out evenly among {self.num_nodes} servers.", key="world_size"
+            )
+        if self.hostfile is not None and self.launcher != "deepspeed":
+            raise ConfigError("only launcher=deepspeed reads a hostfile; torchrun is started once on each server.", key="hostfile")
+        if self.launcher == "mpirun" and self.num_nodes > 1:
+            raise ConfigError("mpirun starts the processes of one server; choose torchrun or deepspeed for several.", key="launcher")
+        if self.launcher == "deepspeed" and self.num_nodes > 1 and self.hostfile is None:
+            raise ConfigError("is missing: DeepSpeed finds several servers in it, one `host slots=8` a line.", key="hostfile")
+        if self.node_rank is not None and self.node_rank >= self.num_nodes:
+            raise ConfigError(
+                f"{self.node_rank} is out of range; the last of {self.num_nodes} servers is {self.num_nodes - 1}.", key="node_rank"
+            )
+
+    @property
+    def num_processes(self) -> int:
+        """The number of ranks in all."""
+        return self.world_size or self.num_nodes * self.ranks_per_node
+
+    @property
+    def processes_here(self) -> int:
+        """The number of ranks on this server."""
+        return math.ceil(self.num_processes / self.num_nodes)
+
+    @property
+    def started_on_each_node(self) -> bool:
+        """Whether `python launch.py` runs on every server: all but DeepSpeed's launcher stay on their own."""
+        return self.num_nodes > 1 and self.launcher != "deepspeed"
+
+    def started_nodes(self) -> Sequence[int]:
+        """The servers on which `python launch.py` is started: one command each."""
+        return range(self.num_nodes if self.started_on_each_node else 1)
+
+    @property
+    def node(self) -> int:
+        """This server's number; raises ConfigError when nothing says it."""
+        if not self.started_on_each_node:
+            return 0
+        given = self.node_rank if self.node_rank is not None else os.environ.get("SLURM_NODEID")
+        if given is None:
+            raise ConfigError(
+                f"is missing: start the same command on each of the {self.num_nodes} servers, with 0 on the first, then 1, ...",
+                key="node_rank",
+            )
+        return int(given)
+
+    def meeting_host(self) -> str:
+        """Return the host where the ranks meet; raises ConfigError when nothing says it."""
+        if self.master_addr is not None:
+            return self.master_addr
+        if self.hostfile is not None:
+            return next(iter(read_hostfile(Path(self.hostfile))))
+        if not self.started_on_each_node:
+            return "127.0.0.1"
+        if "SLURM_JOB_NODELIST" in os.environ:
+            return _first_slurm_host(os.environ["SLURM_JOB_NODELIST"])
+        raise ConfigError("is missing: name the host of server 0 as the others reach it.", key="master_addr")
+
+    def meeting_port(self) -> int:
+        """Return the port where the ranks meet: the given one, a free one on one server, 29500 on several."""
+        if self.master_port is not None:
+            return self.master_port
+        return 29500 if self.num_nodes > 1 else _free_port()
+
+    def check_host(self) -> None:
+        """Check what needs this host: devices, the port, a hostfile; raise ConfigError."""
+        for variable, launcher in LAUNCHED_BY.items():
+            if variable in os.environ:
+                raise ConfigError(
+                    f"launch.py starts the processes itself; don't start it with {launcher} ({variable} is set). "
+                    "Say `python launch.py topology.world_size=N`.",
+                    key="world_size",
+                )
+        if self.hostfile is not None:
+            slots = read_hostfile(Path(self.hostfile))
+            if self.num_processes > sum(slots.values()):
+                raise ConfigError(f"{self.num_processes} processes, but {self.hostfile} has {sum(slots.values())} slots.", key="world_size")
+        devices = num_devices(self.device)
+        if devices is not None and self.processes_here > devices:
+            named = f"{devices} {self.device}" + ("s" if devices != 1 else "")
+            raise ConfigError(f"{self.processes_here} processes, but this host has {named}: one process a device.", key="world_size")
+        if self.num_processes > 1 and self.node == 0:
+            self.meeting_host()
+            if self.master_port is not None:
+                _check_port_is_free(self.master_port)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return the arguments of GaudiTrainingArguments that follow from the device."""
-        return {"use_cpu": True, "use_habana": False, "use_lazy_mode": False}
+        return {"use_cpu": self.device == "cpu", "use_habana": self.use_habana, "use_lazy_mode": self.use_lazy_mode}
 
     def worker_environment(self) -> dict[str, str]:
-        """Return the whole environment of a worker: ours, and what the shell set over it."""
-        return {name: str(value) for name, value in self.environment.items()} | dict(os.environ)
+        """Return the variables that the workers get from us, by name; what the shell has set is left out.
+
+        Raises ConfigError where the shell contradicts the topology.
+        """
+        ours = {name: str(value) for name, value in self.environment.items()}
+        if self.threads_per_rank is not None:
+            ours["OMP_NUM_THREADS"] = str(self.threads_per_rank)
+        elif self.num_processes > 1:
+            ours.setdefault("OMP_NUM_THREADS", str(self.cores_per_rank()))
+        if self.device == "hpu":
+            ours.setdefault("PT_HPU_RECIPE_CACHE_CONFIG", f"{cache_root(None, 'recipes')},false,16384")
+        given = {name: value for name, value in ours.items() if name not in os.environ}
+        # the arguments of the trainer and this variable must say the same, and the documentation disagrees on its default
+        return given | {"PT_HPU_LAZY_MODE": str(int(self.use_lazy_mode))}
 
     def apply_environment(self) -> None:
         """Set the worker's environment in this process; call it before torch is imported."""
         os.environ.update(self.worker_environment())
 
-    def run_in_child(self, run_dir: Path) -> int:
-        """Run a prepared run directory in a process of its own and return its exit code, 128+n for signal n."""
-        command = [sys.executable, "-m", "asr.worker", str(run_dir)]
-        environment = self.worker_environment()
-        here = str(Path(__file__).resolve().parent.parent)  # the worker runs this code, whatever else is installed
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
-        code = subprocess.run(command, env=environment, check=False).returncode
-        return 128 - code if code < 0 else code
+    def cores_per_rank(self) -> int:
+        """Return how many of this host's cores each process may use: at least one, in all never more than there are."""
+        return max(1, available_cores() // self.processes_here)
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: its CPU affinity, and a container's quota (cgroup v2's cpu.max)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, _, period = quota.read_text(encoding="ascii").partition(" ")
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return cores
+
+
+def num_sockets() -> int:
+    """Return the number of CPU sockets; 1 where the system doesn't say."""
+    info = Path("/proc/cpuinfo")
+    found = set(re.findall(r"^physical id\s*: (\d+)", info.read_text(encoding="utf-8"), re.MULTILINE)) if info.is_file() else set()
+    return max(1, len(found))
+
+
+def num_devices(device: str) -> int | None:
+    """Return how many of a kind of device this host offers, without importing torch; None where that can't be told.
+
+    Gaudi: HABANA_VISIBLE_MODULES, else the driver's /dev/accel/accel<n>
+    (https://docs.habana.ai, "Multiple Workloads on a Single Docker"); CUDA: CUDA_VISIBLE_DEVICES, else its driver's list.
+    """
+    variable = {"hpu": "HABANA_VISIBLE_MODULES", "cuda": "CUDA_VISIBLE_DEVICES"}.get(device)
+    if variable is None:
+        return None
+    chosen = os.environ.get(variable, "all")
+    if chosen != "all":
+        return len([part for part in chosen.split(",") if part.strip()])
+    folder, pattern = (Path("/dev/accel"), "accel[0-9]*") if device == "hpu" else (Path("/proc/driver/nvidia/gpus"), "*")
+    return len(list(folder.glob(pattern))) if folder.is_dir() else None
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Return the slots of each host in a DeepSpeed hostfile; raise ConfigError for a line that is none."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read ({error}).", key="hostfile") from error
+    slots: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        found = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
+        if found is None:
+            raise ConfigError(f"{path}:{number}: {line.strip()!r} is no `host slots=8`.", key="hostfile")
+        if found.group(1) in slots:
+            raise ConfigError(f"{path}:{number}: {found.group(1)} stands there twice.", key="hostfile")
+        slots[found.group(1)] = int(found.group(2))
+    if not slots:
+        raise ConfigError(f"{path} names no host.", key="hostfile")
+    return slots
+
+
+@lru_cache
+def _first_slurm_host(nodelist: str) -> str:
+    """Return the first host of Slurm's compressed list, as scontrol expands it."""
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"scontrol can't expand SLURM_JOB_NODELIST={nodelist} ({error}); name the host.", key="master_addr") from error
+    return done.stdout.split()[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_port_is_free(port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the store itself does
+            probe.bind(("", port))
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} can't be used ({error.strerror}); choose another, or null for a free one.", key="master_port"
+        ) from error
+
+
+def set_over_shell(environment: Mapping[str, str]) -> list[str]:
+    """Return what in `environment` replaces a value of the shell, in words."""
+    return [
+        f"{name}={value} (your shell has {os.environ[name]})" for name, value in environment.items() if os.environ.get(name, value) != value
+    ]

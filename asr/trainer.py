@@ -202,6 +202,18 @@ class Forwarded:
         self.padded += inputs.shape[0] * inputs.shape[1]
         self.audio_seconds += sum(facts.seconds)
 
+    @classmethod
+    def of(cls, parts: Sequence[Forwarded]) -> Forwarded:
+        """Return what several ranks have forwarded together."""
+        whole = cls()
+        for part in parts:
+            whole.shapes |= part.shapes
+            whole.real += part.real
+            whole.padded += part.padded
+            whole.audio_seconds += part.audio_seconds
+            whole.bad |= part.bad
+        return whole
+
     @property
     def padding_efficiency(self) -> float:
         """The share of computed input that is audio and not padding."""
@@ -271,6 +283,17 @@ class SpeechTrainerMixin:
         # batch for one that has to be cut down to the remainder of the dataset's length (Accelerator.gather_for_metrics).
         self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
+
+    def gather_forwarded(self, phase: str) -> None:
+        """Make this rank's counts those of all ranks together; every rank has to call it."""
+        if self.args.world_size > 1:
+            from accelerate.utils import gather_object
+
+            self.forwarded[phase] = Forwarded.of(gather_object([self.forwarded[phase]]))
+
+    def end(self) -> None:
+        """Wait for the other ranks and leave them, with nothing of a process group left behind."""
+        self.accelerator.end_training()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()

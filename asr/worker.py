@@ -1,39 +1,46 @@
-"""`python -m asr.worker <run directory>`: works on a prepared run in a process of its own.
+"""`python -m asr.worker <run directory>`: one rank of a prepared run, started by a launcher.
 
-In: a run directory that the parent has prepared. Out: its results, and the exit code of the contract.
+In: a run directory that the parent has prepared. Out: the run's results, by rank 0, and ranks/<n>.json by each.
 """
 
 from __future__ import annotations
 
-import ctypes
-import signal
+import os
 import sys
 from pathlib import Path
 
-from asr import runs
-from asr.experiment import Terminated, ended_by, guarded, work
+import yaml
+
+from asr.ranks import Rank, guard
+from asr.stops import End, Terminated, ended_by, listen
 
 
 def main() -> int:
-    _end_with_parent()
-    run = runs.Run.load(Path(sys.argv[1]))
-    runs.configure_logging(run.path)
+    run_dir = Path(sys.argv[1])
+    rank = Rank.of(os.environ)
+    os.environ.update(rank.variables())
+    topology = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["topology"]
 
-    def story() -> int:
-        work(run)
-        return 0
+    def story() -> End:
+        listen()
+        try:
+            return _work(run_dir, rank)
+        except (KeyboardInterrupt, Terminated) as stop:
+            return ended_by(stop)
 
-    try:
-        return guarded(run, story)
-    except (KeyboardInterrupt, Terminated) as stop:
-        return ended_by(stop)[0]
+    return guard(rank, run_dir, story, stop_seconds=topology["stop_seconds"])
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent dies, so that none is orphaned (man 2 prctl)."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _work(run_dir: Path, rank: Rank) -> End:
+    from asr import experiment, runs  # after the fork: numpy starts threads
+
+    runs.configure_logging(None)
+
+    def story() -> End:
+        experiment.work(runs.Run.load(run_dir), rank)
+        return End()
+
+    return experiment.explained(story, run_dir)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from asr.labels import Labels
 from asr.manifest import Manifest
 from asr.runs import Run, configure_logging
 from asr.sources import Source, Utterance
+from asr.stops import End, Terminated, ended_by
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def killing(number):
     def story():
         os.kill(os.getpid(), number)
         time.sleep(5)
-        return 0
+        return End()
 
     return story
 
@@ -46,8 +47,8 @@ def killing(number):
 @pytest.mark.parametrize(
     ("story", "code", "status", "error"),
     [
-        (lambda: 0, 0, "finished", None),
-        (lambda: 7, 7, "failed", "the worker ended with exit code 7"),
+        (lambda: End(), 0, "finished", None),
+        (lambda: End(137, "rank 1 was killed"), 137, "failed", "rank 1 was killed"),
         (raising(DataError("a.wav is bad")), 3, "failed", "a.wav is bad"),
         (raising(ZeroDivisionError("oops")), 1, "failed", "ZeroDivisionError: oops"),
     ],
@@ -69,9 +70,9 @@ def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, erro
     ],
 )
 def test_a_stop_from_outside_is_recorded_and_goes_on_up(run, story, code, error):
-    with pytest.raises((KeyboardInterrupt, experiment.Terminated)) as stop:
+    with pytest.raises((KeyboardInterrupt, Terminated)) as stop:
         experiment.guarded(run, story)
-    assert experiment.ended_by(stop.value) == (code, error)
+    assert ended_by(stop.value) == End(code, error)
     record = Run.load(run.path).record
     assert (record["status"], record["exit_code"], record["error"]) == ("failed", code, error)
 
@@ -86,9 +87,9 @@ def test_a_signal_that_a_destructor_swallows_comes_again(run):
     def story():
         Deaf()
         time.sleep(10)
-        return 0
+        return End()
 
-    with pytest.raises(experiment.Terminated):
+    with pytest.raises(Terminated):
         experiment.guarded(run, story)
     assert Run.load(run.path).record["exit_code"] == 143
 
@@ -106,13 +107,14 @@ def test_a_configuration_error_after_training_loses_nothing(run, weights):
     assert Run.load(run.path).record["exit_code"] == 2
 
 
-def test_a_child_s_own_end_stands(run):
+def test_what_a_child_has_recorded_stays(run):
     def child():
-        Run.load(run.path).finish(3, "bad data")
-        return 3
+        Run.load(run.path).save(trainer_class="a.Trainer")
+        return End(3, "bad data")
 
     assert experiment.guarded(run, child) == 3
-    assert Run.load(run.path).record["error"] == "bad data"
+    record = Run.load(run.path).record
+    assert (record["error"], record["trainer_class"]) == ("bad data", "a.Trainer")
 
 
 def test_preparing_writes_manifests_and_vocabulary(run):

@@ -1,0 +1,200 @@
+"""One rank of a run: who it is, how it is watched, and the record of its end.
+
+In: the variables of whichever launcher started this process, and the run directory. Out: the rank's work in a child
+process, its output with the rank's name before each line, and ranks/<n>.json, which says how it ended whatever ended it.
+
+torchrun turns a rank's exit 75 into 1 and leaves ranks behind when SIGUSR1 kills it, mpirun and DeepSpeed have ways of their
+own. So each process that a launcher starts is a guard: it forks before anything heavy is imported, the child works, the
+guard passes signals and the run's stop on to it and writes down how it ended. The launcher's exit code says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asr.rank_output import Lines
+from asr.stops import End, end_with_parent, exit_code_of
+
+TICK_SECONDS = 0.1
+LOOK_SECONDS = 0.5
+"""How often a guard looks whether the run is to stop."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which process of a run this is."""
+
+    number: int = 0
+    world_size: int = 1
+    local: int = 0
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Rank:
+        """Read torchrun's or DeepSpeed's variables, or Open MPI's; without any it is the only one."""
+        if "RANK" in environment:
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        elif "OMPI_COMM_WORLD_RANK" in environment:
+            names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+        else:
+            return cls()
+        return cls(*(int(environment[name]) for name in names))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what a run writes once."""
+        return self.number == 0
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables that torch.distributed reads; mpirun doesn't set them. None for a process alone."""
+        if self.world_size == 1:
+            return {}
+        return {"RANK": str(self.number), "WORLD_SIZE": str(self.world_size), "LOCAL_RANK": str(self.local)}
+
+
+@dataclass
+class RankRecord:
+    """The content of ranks/<n>.json."""
+
+    rank: int
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = 0
+    started: float = field(default_factory=time.time)
+    """Seconds since 1970, as `ended`."""
+    ended: float | None = None
+    exit_code: int | None = None
+    """By the contract: 128+n for a rank killed by signal n."""
+    error: str | None = None
+    was_asked: bool = False
+    """Whether it ended because it was told to."""
+    last_lines: list[str] = field(default_factory=list)
+
+    @property
+    def killed_by(self) -> str | None:
+        """The name of the signal that ended it, if one did."""
+        code = self.exit_code or 0
+        return signal.Signals(code - 128).name if code - 128 in signal.Signals._value2member_map_ else None
+
+    def write(self, run_dir: Path) -> None:
+        write_record(run_dir / "ranks" / f"{self.rank}.json", asdict(self))
+
+
+def read_records(run_dir: Path) -> dict[int, RankRecord]:
+    """Return the records that the ranks of a run have written, by rank."""
+    records = (RankRecord(**json.loads(p.read_text(encoding="utf-8"))) for p in (run_dir / "ranks").glob("[0-9]*.json"))
+    return {record.rank: record for record in records}
+
+
+def write_record(path: Path, content: Any) -> None:
+    """Write a JSON file that others read while it is rewritten."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    aside.replace(path)
+
+
+def ask_to_stop(run_dir: Path, number: int, reason: str) -> None:
+    """Tell every rank of a run, wherever it runs, to end as by signal `number`. The first to ask is heard."""
+    path = run_dir / "ranks" / "stop.json"
+    if not path.exists():
+        write_record(path, {"signal": int(number), "reason": reason})
+
+
+def asked_to_stop(run_dir: Path) -> dict[str, Any] | None:
+    """Return the signal and the reason of a stop that was asked for."""
+    try:
+        return dict(json.loads((run_dir / "ranks" / "stop.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float) -> int:
+    """Tell the story in a child process, watch it, record its end, and return its exit code.
+
+    Call it before anything with threads is imported. The child is killed `stop_seconds` after it was asked to stop.
+    """
+    end_with_parent()
+    out_read, out_write = os.pipe()
+    end_read, end_write = os.pipe()
+    guard_pid = os.getpid()
+    child = os.fork()
+    if child == 0:
+        end_with_parent(signal.SIGKILL)
+        if os.getppid() != guard_pid:  # it died before we asked to die with it
+            os._exit(128 + signal.SIGKILL)
+        os.setpgid(0, 0)  # its loader workers belong to it
+        os.dup2(out_write, 1)
+        os.dup2(out_write, 2)
+        end = story()
+        os.write(end_write, json.dumps(end.error).encode())
+        sys.exit(end.exit_code)  # through the interpreter's own end: trackers flush then
+    os.close(out_write)
+    os.close(end_write)
+    record = RankRecord(rank.number, pid=child)
+    record.write(run_dir)
+    return _Guard(run_dir, record, out_read, stop_seconds).watch(end_read)
+
+
+class _Guard:
+    """Watches one rank: its output, its end, and who wants it to stop."""
+
+    def __init__(self, run_dir: Path, record: RankRecord, out: int, stop_seconds: float) -> None:
+        self.run_dir, self.record, self.out, self.stop_seconds = run_dir, record, out, stop_seconds
+        self.lines = Lines(record.rank)
+        self.asked = False
+        self.kill_at = float("inf")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda n, _: self.stop(n))
+
+    def watch(self, end: int) -> int:
+        """Return the rank's exit code once it has ended and its record is written; `end` is where it says why."""
+        status, look_at, open_ = None, 0.0, True
+        while status is None:
+            if open_ and select.select([self.out], [], [], TICK_SECONDS)[0]:
+                open_ = self.lines.forward(self.out)
+            elif not open_:
+                time.sleep(TICK_SECONDS)
+            status = self._ended()
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                if asked := asked_to_stop(self.run_dir):
+                    self.stop(asked["signal"])
+            if time.monotonic() > self.kill_at:
+                self._kill()
+        self._kill()  # loader workers that it couldn't end itself
+        while open_ and select.select([self.out], [], [], 0)[0]:
+            open_ = self.lines.forward(self.out)
+        self.lines.flush()
+        said = os.read(end, 1 << 16) if select.select([end], [], [], 0)[0] else b""
+        self.record.error = json.loads(said) if said else None
+        self.record.exit_code = exit_code_of(os.waitstatus_to_exitcode(status))
+        self.record.ended = time.time()
+        self.record.was_asked = self.asked
+        self.record.last_lines = list(self.lines.last)
+        self.record.write(self.run_dir)
+        return self.record.exit_code
+
+    def stop(self, number: int) -> None:
+        """Pass a stop on to the rank, once, and count down to its kill."""
+        if self.asked:
+            return
+        self.asked, self.kill_at = True, time.monotonic() + self.stop_seconds
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.record.pid, number)
+
+    def _ended(self) -> int | None:
+        pid, status = os.waitpid(self.record.pid, os.WNOHANG)
+        return status if pid else None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.record.pid, signal.SIGKILL)

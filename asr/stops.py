@@ -1,0 +1,66 @@
+"""How processes end: Ctrl-C, a signal, the end of their parent, and the exit code that each means.
+
+In: signals and return codes. Out: one exception that nothing swallows, and ends in the contract's exit codes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run or a process of it ended: the contract's exit code, and the reason unless that is 0."""
+
+    exit_code: int = 0
+    error: str | None = None
+
+
+class Terminated(BaseException):
+    """A signal that ends the process arrived. No Exception, so that nothing on its way up swallows it."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+def listen() -> None:
+    """Raise Terminated in the main thread when a signal asks this process to end."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """Raise Terminated, and again every second until `ended_by` is asked about it.
+
+    An exception raised from a signal handler is lost when the signal arrives in a destructor or a callback from C.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: _terminate(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    raise Terminated(number)
+
+
+def ended_by(stop: KeyboardInterrupt | Terminated) -> End:
+    """Return the end that a stop from outside makes; it has now been heard and need not come again."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if isinstance(stop, Terminated):
+        return End(128 + stop.signal, f"terminated ({stop.signal.name})")
+    return End(130, "interrupted (Ctrl-C)")
+
+
+def exit_code_of(returned: int) -> int:
+    """Return the contract's exit code for what subprocess or waitpid gives: -n, killed by signal n, is 128+n."""
+    return 128 - returned if returned < 0 else returned
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask Linux to send this process a signal when its parent dies, so that none is orphaned (man 2 prctl)."""
+    pr_set_pdeathsig = 1
+    if _LIBC is not None:
+        _LIBC.prctl(pr_set_pdeathsig, int(number))

@@ -1,0 +1,199 @@
+"""The parent's part of a run in other processes: start them, show what they say, end them together.
+
+In: the command of a launcher and a run directory. Out: one exit code and its reason, read from the ranks' own records.
+A rank that ends badly, a server that falls silent, Ctrl-C and SIGTERM end the run on every server within seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr.launchers import Launch
+from asr.nodes import Nodes
+from asr.rank_output import Output
+from asr.ranks import TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, read_records
+from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of
+from asr.topology import Topology
+
+log = logging.getLogger(__name__)
+
+SHOWN_LINES = 8
+CAUSE_SECONDS = 2.0
+"""Ranks that end so shortly after each other ended for one reason."""
+
+
+def supervise(launch: Launch, run_dir: Path, topology: Topology, *, node: int = 0) -> End:
+    """Run a launch to its end. Ctrl-C and SIGTERM (`stops.listen`) end every rank and are raised again."""
+    (run_dir / "ranks").mkdir(exist_ok=True)
+    with _started(launch) as process:
+        watch = _Watch(launch, run_dir, topology, node, process)
+        try:
+            return watch.until_the_end()
+        except (KeyboardInterrupt, Terminated) as stop:
+            ended_by(stop)
+            number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signal
+            watch.stop(number, f"stopped by {number.name} on {socket.gethostname()}")
+            watch.until_the_end()
+            raise
+
+
+@contextmanager
+def _started(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a launcher in a session of its own, so that a terminal's Ctrl-C comes to us alone; leave nothing of it behind."""
+    process = subprocess.Popen(
+        launch.command,
+        env={**os.environ, **launch.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@dataclass
+class _Watch:
+    """Watches the ranks of a run from one server."""
+
+    launch: Launch
+    run_dir: Path
+    topology: Topology
+    node: int
+    process: subprocess.Popen[bytes]
+    stopping: bool = False
+    kill_at: float = float("inf")
+    failed: RankRecord | None = None
+    lost_node: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.process.stdout is not None
+        self.output = Output(self.run_dir, self.process.stdout, self.topology, self.node)
+        self.nodes = Nodes(self.run_dir, self.topology, self.node) if self.topology.started_on_each_node else None
+
+    def until_the_end(self) -> End:
+        open_ = True
+        while self.process.poll() is None:
+            open_ = open_ and self.output.forward(TICK_SECONDS)
+            if not open_:
+                time.sleep(TICK_SECONDS)
+            self._look()
+        while open_ and self.output.forward(0):
+            pass
+        return self._end()
+
+    def _look(self) -> None:
+        """See whether the run has to end, and whether what has to end takes too long."""
+        if not self.stopping:
+            self.failed = next(iter(_failures(read_records(self.run_dir))), None)
+            self.lost_node = self.nodes.lost() if self.nodes else None
+            asked = asked_to_stop(self.run_dir)
+            if self.failed is not None:
+                self.stop(signal.SIGTERM, f"rank {self.failed.rank} has ended")
+            elif self.lost_node is not None:
+                self.stop(signal.SIGTERM, self.lost_node)
+            elif asked is not None:  # from another server
+                self.stop(signal.Signals(asked["signal"]), asked["reason"])
+        if time.monotonic() > self.kill_at:
+            self.kill_at = float("inf")
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def stop(self, number: signal.Signals, reason: str) -> None:
+        """Ask every rank of the run to stop. They hear it from their guards; what is left after a while is killed."""
+        if self.stopping:  # a second Ctrl-C: at once
+            self.kill_at = 0.0
+        else:
+            ask_to_stop(self.run_dir, number, reason)
+            self.stopping, self.kill_at = True, time.monotonic() + self.topology.stop_seconds + 5
+
+    def _end(self) -> End:
+        """Say how the run ended, once no rank of this server is left."""
+        give_up_at = time.monotonic() + self.topology.stop_seconds + 5
+        while any(_is_alive(record) for record in self._here()) and time.monotonic() < give_up_at:
+            time.sleep(TICK_SECONDS)  # their launcher was killed, and they end with it
+        records = read_records(self.run_dir)
+        if self.nodes is not None:
+            self.nodes.leave(self.process.returncode)
+        self.output.close()
+        failures = _failures(records)
+        if failures:
+            return End(failures[0].exit_code or 1, self._explained(failures[0]))
+        here = self._here()
+        if len(here) == self.topology.processes_here and all(record.exit_code == 0 for record in here):
+            return End(0)
+        asked = asked_to_stop(self.run_dir)
+        if asked is not None:
+            return End(1 if self.lost_node else 128 + asked["signal"], asked["reason"])
+        missing = self.topology.processes_here - len(here)
+        what = f"{missing} of {self.topology.processes_here} ranks never started" if missing else "a rank left no record of its end"
+        said = _indented(self.output.of_launcher)
+        code = exit_code_of(self.process.returncode)
+        return End(1, f"{what}; {Path(self.launch.command[0]).name} ended with exit code {code}. {said}")
+
+    def _here(self) -> list[RankRecord]:
+        each = self.topology.processes_here
+        return [record for record in read_records(self.run_dir).values() if record.rank // each == self.node]
+
+    def _explained(self, failure: RankRecord) -> str:
+        """Return what is known of a rank's bad end; its last lines where nobody has seen them."""
+        name = f"rank {failure.rank}" if self.topology.num_processes > 1 else "the worker"
+        if failure.exit_code in (2, 3) and failure.error:  # a user's mistake, in a message of ours
+            return failure.error
+        if failure.error is None and failure.killed_by:
+            hint = " (by the system, if it ran out of memory)" if failure.killed_by == "SIGKILL" else ""
+            what = f"{name} was killed by {failure.killed_by}{hint}: process {failure.pid} on {failure.host}"
+        else:
+            what = f"{name} ended with exit code {failure.exit_code}: {failure.error or 'it left no message'}"
+        if _WAITED.search(f"{failure.error} {' '.join(failure.last_lines)}"):
+            what += ". The ranks waited for each other longer than trainer.args.ddp_timeout seconds"
+        if self.lost_node:
+            what += f". {self.lost_node}"
+        seen = self.topology.num_processes == 1 or self.topology.shown_ranks == "all" or failure.rank == 0
+        return what if seen else f"{what}. {_indented(failure.last_lines[-SHOWN_LINES:])}"
+
+
+_WAITED = re.compile(r"(?i)timed out waiting|collective operation timeout|watchdog caught")
+
+
+def _failures(records: Mapping[int, RankRecord]) -> list[RankRecord]:
+    """Return the ranks that ended badly of their own accord, the likely cause first.
+
+    Others fail because the first is gone, a moment later: a rank that was killed comes before a rank that complains.
+    """
+    bad = sorted((r for r in records.values() if r.exit_code and not r.was_asked), key=lambda r: r.ended or 0.0)
+    return sorted(bad, key=lambda r: (not (r.killed_by and (r.ended or 0) - (bad[0].ended or 0) < CAUSE_SECONDS), r.ended or 0.0))
+
+
+def _is_alive(record: RankRecord) -> bool:
+    if record.ended is not None:
+        return False
+    try:
+        os.kill(record.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _indented(lines: Iterable[str]) -> str:
+    shown = [line for line in lines if line.strip()]
+    return "\n".join(["Its last lines:", *(f"    {line}" for line in shown)]) if shown else ""

@@ -72,7 +72,7 @@ class Output:
         self.first = node * topology.processes_here
         # servers that append to one file on a network file system overwrite each other: server 0 gathers the others' logs
         self.file = (run_dir / ("run.log" if node == 0 else f"ranks/node-{node}.log")).open("ab")
-        self.of_launcher: deque[str] = deque(maxlen=LAST_LINES)
+        self.of_launcher: deque[str] = deque(maxlen=5 * LAST_LINES)
         self.begun = b""
         self.bar = ""
 
@@ -112,7 +112,7 @@ class Output:
         """Write to the terminal: a bar over the one before it, a line below the bar that stands there."""
         if is_bar:
             if self.shown == "first":
-                sys.stderr.write(f"\r{text}")
+                sys.stderr.write(f"\r{text.ljust(len(self.bar))}")  # over what is left of a longer one
                 self.bar = text
         else:
             sys.stderr.write(("\n" if text == self.bar else f"\n{text}\n") if self.bar else f"{text}\n")

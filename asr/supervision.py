@@ -57,7 +57,7 @@ def _started(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=_detached,
     )
     try:
         yield process
@@ -67,6 +67,16 @@ def _started(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def _detached() -> None:
+    """Ready a launcher's process: it ends with us, and Slurm's warnings, which come to every process, are for us alone.
+
+    SIGUSR1 would kill torchrun and leave its ranks behind. What is ignored stays so in the ranks.
+    """
+    end_with_parent()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass
@@ -144,7 +154,7 @@ class _Watch:
             return End(1 if self.lost_node else 128 + asked["signal"], asked["reason"])
         missing = self.topology.processes_here - len(here)
         what = f"{missing} of {self.topology.processes_here} ranks never started" if missing else "a rank left no record of its end"
-        said = _indented(self.output.of_launcher)
+        said = _indented(_without_torchrun_s_table(self.output.of_launcher))
         code = exit_code_of(self.process.returncode)
         return End(1, f"{what}; {Path(self.launch.command[0]).name} ended with exit code {code}. {said}")
 
@@ -192,6 +202,13 @@ def _is_alive(record: RankRecord) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _without_torchrun_s_table(lines: Iterable[str]) -> list[str]:
+    """Return the lines before the table in which torchrun lists its failures: what a rank said stands above it."""
+    listed = list(lines)
+    table = next((i for i, line in enumerate(listed) if line.endswith(" FAILED")), len(listed))
+    return listed[:table][-SHOWN_LINES:]
 
 
 def _indented(lines: Iterable[str]) -> str:

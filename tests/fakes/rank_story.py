@@ -1,0 +1,83 @@
+"""A rank whose story is a few words instead of a training: `python rank_story.py <run directory> <story> [<rank>]`.
+
+Under any launcher, with the real guard. The story happens on `rank` (1); others wait for a stop.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from asr.ranks import Rank, guard
+from asr.stops import End, Terminated, ended_by, listen
+
+
+def main() -> int:
+    run_dir, story, chosen = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    rank = Rank.of(os.environ)
+
+    def tell() -> End:
+        listen()
+        try:
+            return STORIES[story](rank.number == chosen, rank)
+        except (KeyboardInterrupt, Terminated) as stop:
+            return ended_by(stop)
+
+    return guard(rank, run_dir, tell, stop_seconds=2)
+
+
+def waits() -> End:
+    time.sleep(60)
+    return End(1, "nobody asked it to stop")
+
+
+def finishes(here: bool, rank: Rank) -> End:
+    print(f"hello from {rank.number} of {rank.world_size}", flush=True)
+    return End()
+
+
+def says_75(here: bool, rank: Rank) -> End:
+    if not here:
+        return waits()
+    print("a word before the end", flush=True)
+    return End(75, "preempted")
+
+
+def kills_itself(here: bool, rank: Rank) -> End:
+    if here:
+        print("a word before the end", flush=True)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return waits()
+
+
+def is_deaf(here: bool, rank: Rank) -> End:
+    """Hears no signal, as in a collective of C++, and has a loader worker."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    if here:
+        return End(3, "bad data")
+    return waits()
+
+
+def all_wait(here: bool, rank: Rank) -> End:
+    print("waiting", flush=True)
+    return waits()
+
+
+def shows_a_bar(here: bool, rank: Rank) -> End:
+    for step in range(3):
+        sys.stderr.write(f"\r{step + 1}/3")
+        sys.stderr.flush()
+        time.sleep(0.2)
+    sys.stderr.write("\n")
+    print(f"done {rank.number}")
+    return End()
+
+
+STORIES = {f.__name__: f for f in (finishes, says_75, kills_itself, is_deaf, all_wait, shows_a_bar)}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -46,7 +46,7 @@ def test_the_topologies(name, device, processes, backend, habana):
     made = of(name)
     assert (made.device, made.num_processes, made.backend) == (device, processes, backend)
     assert made.use_habana is made.use_lazy_mode is habana
-    assert of(name, "world_size=4").num_processes == 4
+    assert of(name, world_size=4).num_processes == 4
 
 
 def test_every_topology_is_tested():

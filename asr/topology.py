@@ -20,9 +20,12 @@ from asr.errors import ConfigError
 class Topology:
     """One process on the host's CPU; several processes and HPUs come with their own topologies."""
 
-    device: str = choice("cpu", "cpu")
-    world_size: int = bounded(1, at_least=1, at_most=1)
+    device: str = choice("cpu", "cpu", "hpu", "cuda")
+    world_size: int = bounded(1, at_least=1)
     """Number of processes, one a device."""
+    use_habana: bool = False
+    use_lazy_mode: bool = False
+    deepspeed: dict[str, Any] = free_form()
     environment: dict[str, Any] = free_form()
     """Environment variables of the workers, set only where the shell hasn't set them."""
 
@@ -32,6 +35,10 @@ class Topology:
                 raise ConfigError("secrets come from your shell's environment and are never written.", key=f"environment.{name}")
             if value is None or isinstance(value, (dict, list)):
                 raise ConfigError(f"{value!r} can't be the value of an environment variable.", key=f"environment.{name}")
+
+    @property
+    def num_processes(self) -> int:
+        return self.world_size
 
     def training_arguments(self) -> dict[str, Any]:
         """Return the arguments of GaudiTrainingArguments that follow from the device."""

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from asr import composition, experiment, runs
-from asr.errors import AsrError, JobError
+from asr.errors import AsrError, ConfigError, JobError
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -40,9 +40,22 @@ def check(asked: composition.CommandLine) -> None:
     for overrides in asked.jobs:
         composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
+        pipeline.check_compatible()
         pipeline.check_reachable()
         key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
         runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+
+
+def warn(asked: composition.CommandLine) -> None:
+    """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
+    for overrides in asked.jobs:
+        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)
+        try:
+            found = experiment.warnings_of(composition.to_container(composed))
+        except ConfigError as error:  # a value that is missing is shown as ???
+            found = [str(error)]
+        for problem in found:
+            print(f"warning: {problem}", file=sys.stderr)
 
 
 def main() -> int:
@@ -52,7 +65,10 @@ def main() -> int:
         if asked.action == "help":
             print(composition.help_text())
             return 0
-        check(asked)
+        if asked.action == "show":
+            warn(asked)
+        else:
+            check(asked)
         with composition.explained(sys.argv[1:], asked.conf):
             run()
     except AsrError as mistake:

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from asr import composition, experiment, runs, stops
-from asr.errors import AsrError, JobError
+from asr.errors import AsrError, ConfigError, JobError
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -40,12 +41,30 @@ def check(asked: composition.CommandLine) -> None:
         composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
         key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
-        if not pipeline.dry_run:
+        if pipeline.dry_run:
+            warn_of(composition.to_container(composed))
+        else:
+            pipeline.check_compatible()
             pipeline.check_reachable()
         if pipeline.topology.started_on_each_node and asked.action == "run":
             composition.check_names_one_folder(composed, key)
         if pipeline.topology.node == 0:
             runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+
+
+def warn(asked: composition.CommandLine) -> None:
+    """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
+    for overrides in asked.jobs:
+        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)
+        try:
+            warn_of(composition.to_container(composed))
+        except ConfigError as error:  # a value that is missing is shown as ???
+            print(f"warning: {error}", file=sys.stderr)
+
+
+def warn_of(container: dict[str, Any]) -> None:
+    for problem in experiment.warnings_of(container):
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def main() -> int:
@@ -55,7 +74,10 @@ def main() -> int:
         if asked.action == "help":
             print(composition.help_text())
             return 0
-        check(asked)
+        if asked.action == "show":
+            warn(asked)
+        else:
+            check(asked)
         with composition.explained(sys.argv[1:], asked.conf):
             run()
     except AsrError as mistake:

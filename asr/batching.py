@@ -214,6 +214,11 @@ class Batching:
                 )
 
     @property
+    def most_shapes(self) -> int | None:
+        """How many shapes training can meet; None: no bound is known."""
+        return None
+
+    @property
     def most_seconds(self) -> float | None:
         """The longest utterance that fits; None: any."""
         return None
@@ -248,14 +253,9 @@ class Buckets(Batching):
     max_batch_size: int | None = bounded(None, at_least=1)
     """Most rows of a batch, whatever the budget of seconds; null sets no bound."""
 
-    def check(self, args: Mapping[str, Any]) -> None:
-        super().check(args)
-        if args.get("use_hpu_graphs_for_training") and self.max_shapes > MOST_GRAPHS:
-            raise ConfigError(
-                f"{self.max_shapes} is more than the {MOST_GRAPHS} training graphs that optimum-habana keeps; "
-                "choose fewer, or set trainer.args.use_hpu_graphs_for_training=false.",
-                key="batching.max_shapes",
-            )
+    @property
+    def most_shapes(self) -> int:
+        return self.max_shapes
 
     def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
         longest = -(-int(sizes.lengths.max()) // sizes.unit) * sizes.unit
@@ -278,6 +278,10 @@ class Fixed(Batching):
     """Longer utterances are left out, counted and listed."""
     labels: int = bounded(500, at_least=1)
     """Utterances with more labels are left out, counted and listed."""
+
+    @property
+    def most_shapes(self) -> int:
+        return 1
 
     @property
     def most_seconds(self) -> float:

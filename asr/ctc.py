@@ -121,9 +121,36 @@ class CTCModel:
 
     def frame_count(self) -> FrameCount:
         """Return how many output frames the model gives, from its config alone; takes no torch."""
-        values = dict(self.architecture) if self.name_or_path is None else self.checkpoint_config()
+        return FrameCount.of(self._planned_config(self.architecture if self.name_or_path is None else self.checkpoint_config()))
+
+    def known_layerdrop(self) -> Mapping[str, float]:
+        """Return the share of layers that training skips, by its key; empty where the model has none.
+
+        Reads no network: empty too while nothing here tells what a hub checkpoint's config.json says.
+        """
+        values = self.architecture
+        if self.name_or_path is not None:
+            values = self.checkpoint_config() if self._config_is_at_hand() else {}
+        share = self._planned_config(values).get("layerdrop")
+        return {} if share is None else {"layerdrop": float(share)}
+
+    def _planned_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the model's config will hold: a checkpoint's or an architecture's values between defaults and our own."""
         own = {name: value for name in KNOBS if (value := getattr(self, name)) is not None}
-        return FrameCount.of({**_config_defaults(str(values.get("model_type"))), **values, **self.config, **own})
+        return {**_config_defaults(str(values.get("model_type"))), **values, **self.config, **own}
+
+    def _config_is_at_hand(self) -> bool:
+        """Say whether the checkpoint's config.json can be read without a network: from a folder or the hub's cache."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        name = str(self.name_or_path)
+        if Path(name).expanduser().is_dir():
+            return True
+        try:
+            return isinstance(try_to_load_from_cache(name, "config.json", revision=self.revision, cache_dir=self.cache_dir), str)
+        except HFValidationError:  # no name of the hub: check_reachable says so
+            return False
 
     def input_length(self) -> InputLength:
         """Return how long the model's input is for so many seconds, from the extractor's config alone; takes no torch."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     augment,
     batching,
+    compatibility,
     config,
     ctc,
     fitting,
@@ -87,8 +88,15 @@ class Pipeline:
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
+    def check_compatible(self) -> None:
+        """Raise ConfigError for a combination that can't work, as far as it is known without device, data or network."""
+        found = compatibility.problems(self)
+        if found:
+            others = "".join(f"\nalso: {problem}" for problem in found[1:])
+            raise ConfigError(found[0].problem + others, key=found[0].key)
+
     def check_reachable(self) -> None:
-        """Check what the configuration names outside itself; raise ConfigError."""
+        """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError."""
         for name in ("dataset", "model", "vocabulary", "augment"):
             node = getattr(self, name)
             try:
@@ -106,6 +114,7 @@ class Pipeline:
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
                 key="vocabulary.phoneme_language",
             )
+        self.check_compatible()  # a hub checkpoint's config.json is known only now
         if self.only_evaluates and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
@@ -134,6 +143,15 @@ class Pipeline:
             return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **where)
         log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
+
+
+def warnings_of(composed: Mapping[str, Any]) -> list[str]:
+    """Return what would refuse a launch of this configuration, as far as it is known without device, data or network."""
+    try:
+        pipeline = Pipeline.of(composed)
+    except ConfigError as error:
+        return [str(error)]
+    return [str(problem) for problem in compatibility.problems(pipeline)]
 
 
 NODE_S_OWN = ("topology.node_rank",)

@@ -133,6 +133,19 @@ def constructor_defaults(module: str, name: str) -> dict[str, Any]:
     return {}
 
 
+def function_parameters(module: str, name: str) -> tuple[str, ...]:
+    """Return the named parameters of a module's top-level function; empty when it can't be found."""
+    source = _source(module)
+    begin = re.search(rf"^def {re.escape(name)}\b", source, re.MULTILINE)
+    if begin is None:
+        return ()
+    block = source[begin.start() :]
+    after = re.search(r"\n(?=[A-Za-z@_])", block)
+    node = ast.parse(block[: after.start()] if after else block).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    return tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+
+
 def _is_literal(node: ast.expr) -> bool:
     return all(isinstance(n, (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Load)) for n in ast.walk(node))
 

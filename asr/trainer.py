@@ -93,6 +93,7 @@ def argument_names() -> list[str]:
 class CTCTraining:
     """How a CTC model is trained and scored."""
 
+    engine: str = "gaudi"
     args: dict[str, Any] = free_form()
     """Any field of GaudiTrainingArguments, by its own name."""
     eval_metrics: list[str] = field(default_factory=lambda: ["wer", "cer"])

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import augment, batching, config, ctc, fitting, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
+from asr import augment, batching, config, ctc, engines, fitting, gaudi, manifest, metrics, runs, text, topology, trainer, vocabulary
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, ConfigError, DataError, said_by
 from asr.labels import Labels
@@ -64,6 +64,11 @@ class Pipeline:
         return pipeline
 
     @property
+    def works(self) -> bool:
+        """Whether a trainer is needed; `stages=[prepare]` needs none."""
+        return bool({"train", "evaluate"} & set(self.stages))
+
+    @property
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
@@ -75,6 +80,8 @@ class Pipeline:
                 node.check_reachable()
             except ConfigError as error:
                 raise error.under(name) from error
+        if self.works:
+            engines.engine(self.trainer.engine).check_installed()
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
@@ -120,13 +127,12 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         raise
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
     runs.configure_logging(run.path)
-    works = bool({"train", "evaluate"} & set(pipeline.stages))
 
     def story() -> int:
         prepare(pipeline, run)
-        if works and in_child:
+        if pipeline.works and in_child:
             return pipeline.topology.run_in_child(run.path)
-        if works:
+        if pipeline.works:
             pipeline.topology.apply_environment()
             work(run)
         return 0
@@ -261,8 +267,8 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
 
 def work(run: Run) -> None:
     """Train and evaluate a prepared run: the worker's part."""
-    log.info("importing torch, transformers and optimum-habana: about ten seconds")
     pipeline = Pipeline.of(run.config)
+    log.info("importing %s: about ten seconds", engines.engine(pipeline.trainer.engine).LIBRARIES)
     speech_trainer, scorer = build(pipeline, run)
     log.info("trainer: %s on %s", run.record["trainer_class"], speech_trainer.args.device)
     measured: dict[str, Any] = {}
@@ -285,7 +291,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_default_handler()
     transformers.set_seed(pipeline.seed)
-    gaudi.optimum_habana()  # before any model class is imported: on a Gaudi it replaces some
+    engines.engine(pipeline.trainer.engine).prepare()  # before any model class is imported: on a Gaudi some are replaced
     tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
     tokenizer = pipeline.tokenizer(run.path)

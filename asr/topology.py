@@ -1,6 +1,6 @@
 """Where a run computes: device, number of processes, and each worker's environment.
 
-In: the topology node. Out: the training arguments that belong to it, and a worker process for a sweep's job.
+In: the topology node. Out: where a trainer is to compute, and a worker process for a sweep's job.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ class Topology:
     device: str = choice("cpu", "cpu")
     world_size: int = bounded(1, at_least=1, at_most=1)
     """Number of processes, one a device."""
+    use_habana: bool = False
+    """Computes on an HPU by optimum-habana's path."""
+    use_lazy_mode: bool = False
+    """Lazy mode of that path; eager otherwise."""
+    backend: str | None = choice(None, "gloo", "hccl", "nccl")
+    """torch.distributed's; null leaves it to accelerate."""
+    deepspeed: dict[str, Any] = free_form()
+    """A DeepSpeed configuration (ZeRO); empty for none."""
     environment: dict[str, Any] = free_form()
     """Environment variables of the workers, set only where the shell hasn't set them."""
 
@@ -32,10 +40,6 @@ class Topology:
                 raise ConfigError("secrets come from your shell's environment and are never written.", key=f"environment.{name}")
             if value is None or isinstance(value, (dict, list)):
                 raise ConfigError(f"{value!r} can't be the value of an environment variable.", key=f"environment.{name}")
-
-    def training_arguments(self) -> dict[str, Any]:
-        """Return the arguments of GaudiTrainingArguments that follow from the device."""
-        return {"use_cpu": True, "use_habana": False, "use_lazy_mode": False}
 
     def worker_environment(self) -> dict[str, str]:
         """Return the whole environment of a worker: ours, and what the shell set over it."""

@@ -341,6 +341,8 @@ def train(speech_trainer: Any, run: Run) -> dict[str, Any]:
     folder = run.path / "model"
     speech_trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    if not (folder / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
+        speech_trainer.processing_class.feature_extractor.save_pretrained(str(folder))
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 

@@ -123,7 +123,7 @@ CHANGED: dict[str, Callable[[Any, Collection[str]], Spelt]] = {
 }
 """Arguments whose values changed too, or their meaning."""
 SPELLINGS = {*RENAMED, *RENAMED.values(), *DROPPED, *CHANGED, "logging_dir"}
-"""Every name that either version has and the other may not; `logging_dir` is an environment variable in 5."""
+"""Names that serve with either version; `logging_dir` is an environment variable in 5."""
 
 
 def installed(name: str, value: Any, known: Collection[str]) -> Spelt:

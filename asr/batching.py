@@ -204,13 +204,20 @@ class Batching:
 
     def check(self, args: Mapping[str, Any]) -> None:
         """Raise ConfigError for training arguments that these batches contradict; keys are those of the trainer node."""
+        strategy = args.get("train_sampling_strategy")
+        if strategy not in (None, "random", "group_by_length"):
+            raise ConfigError(
+                f"{strategy!r} is not one of random, group_by_length: batches are made here.", key="trainer.args.train_sampling_strategy"
+            )
         for name, why in (
             ("group_by_length", "rows of like length share a batch already"),
+            ("train_sampling_strategy", "rows of like length share a batch already"),
             ("dataloader_drop_last", "every batch is full already: room left is filled up with rows that count for nothing"),
         ):
-            if self.STATIC and args.get(name):
+            if self.STATIC and args.get(name) not in (None, False, "random"):
                 raise ConfigError(
-                    f"can't be true with static shapes: {why}; leave it out, or take batching=longest.", key=f"trainer.args.{name}"
+                    f"can't be {str(args[name]).lower()} with static shapes: {why}; leave it out, or take batching=longest.",
+                    key=f"trainer.args.{name}",
                 )
 
     @property
@@ -299,6 +306,11 @@ class Fixed(Batching):
         return planned(sizes, length, shape_of, lambda _: batch_size, None, world_size, self.labels)
 
 
+def groups_by_length(args: Any) -> bool:
+    """Say whether training arguments ask for rows of like length in a batch: transformers 5 has another name for it."""
+    return bool(vars(args).get("group_by_length")) or vars(args).get("train_sampling_strategy") == "group_by_length"
+
+
 @dataclass(kw_only=True)
 class Longest(Batching):
     """Each batch is padded to its longest row: least padding with trainer.args.group_by_length, a new shape nearly every step."""
@@ -310,7 +322,7 @@ class Longest(Batching):
             sizes.lengths.tolist(),
             batch_size,
             seed=seed,
-            group_by_length=args.group_by_length,
+            group_by_length=groups_by_length(args),
             drop_last=args.dataloader_drop_last,
             world_size=world_size,
         )

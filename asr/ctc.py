@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
-from asr.frames import FrameCount
+from asr.frames import MODEL_TYPES, FrameCount
 from asr.signatures import constructor_defaults, constructor_parameters, string_dict
 
 if TYPE_CHECKING:
@@ -154,7 +154,16 @@ class CTCModel:
 
     def input_length(self) -> InputLength:
         """Return how long the model's input is for so many seconds, from the extractor's config alone; takes no torch."""
-        return InputLength.of(self.feature_extractor if self.name_or_path is None else self._checkpoint_json("preprocessor_config.json"))
+        return InputLength.of(self.feature_extractor if self.name_or_path is None else self._checkpoint_extractor())
+
+    def _checkpoint_extractor(self) -> dict[str, Any]:
+        """Return the checkpoint's feature extractor config; processors of transformers 5 keep it in processor_config.json alone."""
+        try:
+            return self._checkpoint_json("preprocessor_config.json")
+        except ConfigError:
+            with contextlib.suppress(ConfigError, KeyError):
+                return dict(self._checkpoint_json("processor_config.json")["feature_extractor"])
+            raise
 
     def where(self) -> dict[str, Any]:
         """Return what every from_pretrained of this checkpoint needs."""
@@ -165,6 +174,7 @@ class CTCModel:
 
         `new_head` starts the output layer afresh because its vocabulary was built anew.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoModelForCTC
 
         knobs = {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
@@ -182,11 +192,13 @@ class CTCModel:
                 model = AutoModelForCTC.from_pretrained(
                     self._path(), config=config, ignore_mismatched_sizes=new_head, **self.where(), **attention
                 )
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"the model can't be made: {reason}", key="model") from error
-        if new_head and self.name_or_path is not None:
-            model._init_weights(model.lm_head)  # rows of another vocabulary would be kept where the sizes agree
+        if new_head and self.name_or_path is not None:  # rows of another vocabulary would be kept where the sizes agree
+            for parameter in model.lm_head.parameters():
+                parameter._is_hf_initialized = False  # transformers 5 leaves what it has loaded alone (initialization.py:45 of 5.23)
+            model._init_weights(model.lm_head)
         if self.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
             model.freeze_feature_encoder()
         _freeze_unused(model)
@@ -229,9 +241,10 @@ class CTCModel:
         """Raise ConfigError for a model type without a CTC model, or a value its config class doesn't take."""
         known_types = string_dict("transformers.models.auto.modeling_auto", "MODEL_FOR_CTC_MAPPING_NAMES")
         key = "architecture.model_type" if self.name_or_path is None else "name_or_path"
-        if known_types and model_type not in known_types:
-            known = ", ".join(known_types)
-            raise ConfigError(f"{model_type!r} has no CTC model; these have: {known}.{did_you_mean(model_type, known_types)}", key=key)
+        if known_types and model_type not in MODEL_TYPES:
+            problem = "has a CTC model that isn't supported here" if model_type in known_types else "has no CTC model"
+            near = did_you_mean(model_type, MODEL_TYPES)
+            raise ConfigError(f"{model_type!r} {problem}; these have one that is: {', '.join(MODEL_TYPES)}.{near}", key=key)
         parameters = _config_parameters(model_type)
         for name in ("architecture", "config") if self.name_or_path is None else ("config",):
             for entry in getattr(self, name):

@@ -22,6 +22,7 @@ from asr import (
     compatibility,
     config,
     ctc,
+    engines,
     fitting,
     gaudi,
     launchers,
@@ -85,6 +86,11 @@ class Pipeline:
         return pipeline
 
     @property
+    def works(self) -> bool:
+        """Whether a trainer is needed; `stages=[prepare]` needs none."""
+        return bool({"train", "evaluate"} & set(self.stages))
+
+    @property
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
@@ -103,7 +109,8 @@ class Pipeline:
                 node.check_reachable()
             except ConfigError as error:
                 raise error.under(name) from error
-        if {"train", "evaluate"} & set(self.stages):
+        if self.works:
+            engines.engine(self.trainer.engine).check_installed()
             try:
                 launchers.check_installed(self.topology)
                 self.topology.check_host()
@@ -170,8 +177,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has made it
         raise
-    works = bool({"train", "evaluate"} & set(pipeline.stages))
-    node = pipeline.topology.node if works and not pipeline.dry_run else 0
+    node = pipeline.topology.node if pipeline.works and not pipeline.dry_run else 0
     if node:
         return _take_part(pipeline, composed, run_dir, node)
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
@@ -182,7 +188,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
 
     def story() -> End:
         prepare(pipeline, run)
-        if not works:
+        if not pipeline.works:
             return End()
         if in_child or pipeline.topology.num_processes > 1:
             return _supervised(pipeline, run, node)
@@ -322,8 +328,8 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
 def work(run: Run, rank: Rank | None = None) -> None:
     """Train and evaluate a prepared run: the worker's part. What a run writes once is written by the first rank."""
     rank = rank or Rank()
-    log.info("importing torch, transformers and the engine: about ten seconds")
     pipeline = Pipeline.of(run.config)
+    log.info("importing %s: about ten seconds", engines.engine(pipeline.trainer.engine).LIBRARIES)
     pipeline.topology.apply_environment()
     speech_trainer, scorer = build(pipeline, run)
     facts = {
@@ -356,7 +362,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_default_handler()
     transformers.set_seed(pipeline.seed)
-    gaudi.optimum_habana()  # before any model class is imported: on a Gaudi it replaces some
+    engines.engine(pipeline.trainer.engine).prepare()  # before any model class is imported: on a Gaudi some are replaced
     tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
     tokenizer = pipeline.tokenizer(run.path)
@@ -403,6 +409,8 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     speech_trainer.save_model(str(folder))
     if rank.is_first:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+        if not (folder / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
+            speech_trainer.processing_class.feature_extractor.save_pretrained(str(folder))
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 

@@ -160,10 +160,6 @@ class Topology:
             if self.master_port is not None:
                 _check_port_is_free(self.master_port)
 
-    def training_arguments(self) -> dict[str, Any]:
-        """Return the arguments of GaudiTrainingArguments that follow from the device."""
-        return {"use_cpu": self.device == "cpu", "use_habana": self.use_habana, "use_lazy_mode": self.use_lazy_mode}
-
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that the workers get from us, by name; what the shell has set is left out.
 

@@ -11,6 +11,7 @@ from asr.collate import CTCCollator, Row
 from asr.ctc import CTCModel, frame_lengths, greedy_tokens, trained_parameters, utterance_losses
 from asr.errors import ConfigError
 from asr.experiment import Pipeline
+from asr.frames import MODEL_TYPES
 from asr.vocabulary import Vocabulary
 
 LABELS = [[3, 4, 4], [5, 3], [6, 4, 3, 5, 5], [3]]
@@ -74,13 +75,7 @@ def test_a_mask_probability_masks(name, tokenizer):
     assert embedding.grad.abs().sum() > 0
 
 
-def architectures():
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
-
-    return sorted(set(MODEL_FOR_CTC_MAPPING_NAMES) - {"mctct"})  # deprecated in transformers, and not installed by it
-
-
-@pytest.mark.parametrize("model_type", architectures())
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     extra = {"feature_projection_input_dim": 160} if model_type == "wav2vec2-bert" else CONVOLUTIONS
     if model_type.startswith("sew"):
@@ -179,6 +174,20 @@ def test_a_local_folder_is_a_model(saved, tokenizer):
     assert not next(model.wav2vec2.feature_extractor.parameters()).requires_grad  # frozen by default, as published
 
 
+def test_a_checkpoint_saved_by_either_transformers_has_an_input_length(saved):
+    """transformers 5 puts the feature extractor's config into processor_config.json and writes no preprocessor_config.json."""
+    kept = {"feature_extractor_type": "SeamlessM4TFeatureExtractor", "stride": 3, "sampling_rate": 8000}
+    for name, content in (("preprocessor_config.json", kept), ("processor_config.json", {"feature_extractor": kept})):
+        for other in ("preprocessor_config.json", "processor_config.json"):
+            (saved / other).unlink(missing_ok=True)
+        (saved / name).write_text(json.dumps(content))
+        length = CTCModel(name_or_path=str(saved)).input_length()
+        assert (length.sample_rate_hz, length.stride) == (8000, 3)
+    (saved / "processor_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has no preprocessor_config\.json"):
+        CTCModel(name_or_path=str(saved)).input_length()
+
+
 def test_a_pretrained_encoder_without_a_head_gets_one(tokenizer, tmp_path):
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
@@ -213,7 +222,8 @@ def test_a_head_for_another_vocabulary_is_refused_unless_it_is_made_anew(saved, 
 
 
 def test_a_checkpoint_without_a_feature_extractor_is_named(saved, tokenizer):
-    (saved / "preprocessor_config.json").unlink()
+    for name in ("preprocessor_config.json", "processor_config.json"):  # transformers 4.55 writes the one, 5 the other
+        (saved / name).unlink(missing_ok=True)
     node = CTCModel(name_or_path=str(saved))
     with pytest.raises(ConfigError, match=r"^model\.name_or_path: no feature extractor"):
         node.processor(tokenizer, node.load(tokenizer, new_head=False))

@@ -74,7 +74,11 @@ def test_a_server_that_ends_badly_is_lost_at_once(run_dir, monkeypatch):
 
 @pytest.mark.parametrize(
     ("record", "said"),
-    [({"status": "failed", "error": "bad data"}, "server 0 has failed: bad data"), ({"status": "finished"}, None), ({"status": "running"}, None)],
+    [
+        ({"status": "failed", "error": "bad data"}, "server 0 has failed: bad data"),
+        ({"status": "finished"}, None),
+        ({"status": "running"}, None),
+    ],
 )
 def test_the_first_server_s_end_while_it_prepares(run_dir, monkeypatch, record, said):
     (run_dir / "run.json").write_text(json.dumps(record))

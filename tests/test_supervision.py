@@ -37,7 +37,7 @@ def tell(tmp_path):
     """Return a function that runs a story on two ranks: its end, the run directory and the seconds it took."""
 
     def run(launcher: str, *words: str, **topology):
-        folder = tmp_path / "a run's \"folder\""
+        folder = tmp_path / 'a run\'s "folder"'
         folder.mkdir()
         where = Topology(world_size=2, launcher=launcher, stop_seconds=2, **topology)
         begin = time.monotonic()

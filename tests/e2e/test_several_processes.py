@@ -31,9 +31,9 @@ def losses(run_dir: Path) -> list[float]:
 @pytest.fixture(scope="session")
 def two(launch, tmp_path_factory):
     """A short run of two processes; its directory has a space and quotes in its name."""
-    done = launch(tmp_path_factory.mktemp("two"), *SHORT, "topology=cpu2", "hydra.run.dir=\"a \\\"two's\\\" run\"")
+    done = launch(tmp_path_factory.mktemp("two"), *SHORT, "topology=cpu2", 'hydra.run.dir="a \\"two\'s\\" run"')
     assert done.code == 0, done.err
-    return done.cwd / "a \"two's\" run"
+    return done.cwd / 'a "two\'s" run'
 
 
 def test_two_processes_leave_one_run(two):
@@ -185,6 +185,7 @@ def test_two_processes_evaluate_as_one_does(launch, run_dir, tmp_path):
 
 
 # --- slow: two servers on one machine --------------------------------------------------------------------------------
+
 
 def free_port() -> str:
     from asr.topology import _free_port

@@ -43,12 +43,13 @@ def check(asked: composition.CommandLine) -> None:
         key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
         if pipeline.dry_run:
             warn_of(composition.to_container(composed))
+            pipeline.launches(Path())
         else:
             pipeline.check_compatible()
             pipeline.check_reachable()
         if pipeline.topology.started_on_each_node and asked.action == "run":
             composition.check_names_one_folder(composed, key)
-        if pipeline.topology.node == 0:
+        if pipeline.node == 0:
             runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
 
 

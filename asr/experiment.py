@@ -91,6 +91,21 @@ class Pipeline:
         return bool({"train", "evaluate"} & set(self.stages))
 
     @property
+    def node(self) -> int:
+        """The number of this server; 0 where nothing is started."""
+        with config.under("topology"):
+            return self.topology.node if self.works and not self.dry_run else 0
+
+    def launch(self, run_dir: Path, node: int) -> launchers.Launch:
+        """Return what starts the run's processes on a server."""
+        with config.under("topology"):
+            return launchers.launch(self.topology, run_dir, node=node)
+
+    def launches(self, run_dir: Path) -> list[launchers.Launch]:
+        """Return what would be started on every server where `python launch.py` is started."""
+        return [self.launch(run_dir, node) for node in self.topology.started_nodes()]
+
+    @property
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
@@ -104,18 +119,13 @@ class Pipeline:
     def check_reachable(self) -> None:
         """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError."""
         for name in ("dataset", "model", "vocabulary", "augment"):
-            node = getattr(self, name)
-            try:
-                node.check_reachable()
-            except ConfigError as error:
-                raise error.under(name) from error
+            with config.under(name):
+                getattr(self, name).check_reachable()
         if self.works:
             engines.engine(self.trainer.engine).check_installed()
-            try:
+            with config.under("topology"):
                 launchers.check_installed(self.topology)
                 self.topology.check_host()
-            except ConfigError as error:
-                raise error.under("topology") from error
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
@@ -177,13 +187,12 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has made it
         raise
-    node = pipeline.topology.node if pipeline.works and not pipeline.dry_run else 0
-    if node:
-        return _take_part(pipeline, composed, run_dir, node)
+    if pipeline.node:
+        return _take_part(pipeline, composed, run_dir)
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
     runs.configure_logging(run.path)
     if pipeline.dry_run:
-        run.end_dry([launchers.launch(pipeline.topology, run.path, node=n).describe() for n in pipeline.topology.started_nodes()])
+        run.end_dry([launch.describe() for launch in pipeline.launches(run.path)])
         return 0, run
 
     def story() -> End:
@@ -191,7 +200,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         if not pipeline.works:
             return End()
         if in_child or pipeline.topology.num_processes > 1:
-            return _supervised(pipeline, run, node)
+            return _supervised(pipeline, run)
         pipeline.topology.apply_environment()
         work(run)
         return End()
@@ -199,10 +208,10 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
     return guarded(run, story), run
 
 
-def _supervised(pipeline: Pipeline, run: Run, node: int) -> End:
+def _supervised(pipeline: Pipeline, run: Run) -> End:
     """Work in processes of their own, on this server."""
-    where = pipeline.topology
-    launch = launchers.launch(where, run.path, node=node)
+    where, node = pipeline.topology, pipeline.node
+    launch = pipeline.launch(run.path, node)
     for replaced in topology.set_over_shell(launch.environment):
         log.warning("%s", replaced)
     log.info("starting %d processes: %s", where.processes_here, launch)
@@ -211,7 +220,7 @@ def _supervised(pipeline: Pipeline, run: Run, node: int) -> End:
     return supervision.supervise(launch, run.path, where, node=node)
 
 
-def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, node: int) -> tuple[int, None]:
+def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -> tuple[int, None]:
     """Join a run that server 0 prepares."""
     stops.listen()
     runs.configure_logging(None)
@@ -219,7 +228,7 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, n
         nodes.wait_for_run(run_dir, pipeline.topology)
         run = Run.load(run_dir)
         runs.check_same_config(run, composed, except_for=NODE_S_OWN)
-        end = explained(lambda: _supervised(pipeline, run, node), run_dir)
+        end = explained(lambda: _supervised(pipeline, run), run_dir)
     except (KeyboardInterrupt, Terminated) as stop:
         log.error("%s", ended_by(stop).error)
         raise
@@ -268,10 +277,8 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
     pipeline.augment.check_files()
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
-    try:
+    with config.under("dataset"):
         tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
-    except ConfigError as error:
-        raise error.under("dataset") from error
     transcripts = {role: [rules(u.text) for u in table.utterances] for role, table in tables.items()}
     labels = _labels(pipeline, run, transcripts)
     described = {}

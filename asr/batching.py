@@ -21,11 +21,16 @@ FILLER = -1
 
 
 class Slot(NamedTuple):
-    """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch."""
+    """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch.
+
+    `rows_per_rank` is how many rows that are no fillers each of several ranks has in this step, on average: what a mean
+    loss is divided by, so that an utterance weighs as much on whichever rank it is. None with one rank.
+    """
 
     row: int
     shape: Shape | None
     epoch: int
+    rows_per_rank: float | None = None
 
 
 class Batches:
@@ -99,7 +104,15 @@ class PlannedBatches(Batches):
             filled = [*numbers[start:end], *[FILLER] * (shape.rows - (end - start))]
             batches.append([Slot(row, shape, self.epoch) for row in filled])
             start = end
-        return (batches[i : i + plan.world_size] for i in range(0, count, plan.world_size))
+        return (_weighed(batches[i : i + plan.world_size]) for i in range(0, count, plan.world_size))
+
+
+def _weighed(run: list[list[Slot]]) -> list[list[Slot]]:
+    """Return the batches that several ranks take in one step with the number of their rows that count."""
+    if len(run) == 1:
+        return run
+    mean = sum(slot.row != FILLER for batch in run for slot in batch) / len(run)
+    return [[slot._replace(rows_per_rank=mean) for slot in batch] for batch in run]
 
 
 def _size(run: list[list[Slot]]) -> tuple[int, int]:
@@ -180,12 +193,15 @@ def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, 
 
     Otherwise one rank would wait for others that have no batch, or gather tensors of another size.
     """
+    filled = []
     for batch in batches:
         fillers = [FILLER] * (rows - len(batch) if world_size > 1 else 0)
-        yield [Slot(row, None, epoch) for row in (*batch, *fillers)]
+        filled.append([Slot(row, None, epoch) for row in (*batch, *fillers)])
     for _ in range(_up_to(len(batches), world_size) - len(batches)):
         shape = Shape(max(lengths[row] for row in batches[-1]), 1, rows)
-        yield [Slot(FILLER, shape, epoch)] * rows
+        filled.append([Slot(FILLER, shape, epoch)] * rows)
+    for i in range(0, len(filled), world_size):
+        yield from _weighed(filled[i : i + world_size])
 
 
 def _up_to(count: int, world_size: int) -> int:

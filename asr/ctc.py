@@ -371,10 +371,18 @@ def utterance_losses(logits: torch.Tensor, labels: torch.Tensor, frames: torch.T
     return losses / num_labels.clamp(min=1) if config.ctc_loss_reduction == "mean" else losses
 
 
-def batch_loss(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, real: Sequence[bool], config: Any) -> torch.Tensor:
+def batch_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    frames: torch.Tensor,
+    real: Sequence[bool],
+    config: Any,
+    rows_per_rank: float | None = None,
+) -> torch.Tensor:
     """Return the loss of a batch, a scalar: over its real rows what transformers' own forward gives, fillers left out.
 
-    A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
+    With several ranks a mean is over `rows_per_rank` rows: the mean over ranks, which DDP takes of the gradients, is then
+    the mean over all their utterances. A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
     """
     import torch
 
@@ -382,7 +390,7 @@ def batch_loss(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor,
     if not all(real):
         losses = torch.where(torch.tensor(real, device=losses.device), losses, torch.zeros_like(losses))
     total = losses.sum()
-    return total / max(1, sum(real)) if config.ctc_loss_reduction == "mean" else total
+    return total / (rows_per_rank or max(1, sum(real))) if config.ctc_loss_reduction == "mean" else total
 
 
 def trained_parameters(model: PreTrainedModel) -> Mapping[str, int]:

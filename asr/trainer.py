@@ -365,7 +365,7 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
         real = [row != FILLER for row in facts.rows]
-        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config)
+        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config, facts.rows_per_rank)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].

@@ -382,7 +382,9 @@ def batch_loss(
     """Return the loss of a batch, a scalar: over its real rows what transformers' own forward gives, fillers left out.
 
     With several ranks a mean is over `rows_per_rank` rows: the mean over ranks, which DDP takes of the gradients, is then
-    the mean over all their utterances. A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
+    the mean over all their utterances.
+
+    A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
     """
     import torch
 

@@ -171,7 +171,7 @@ def warnings_of(composed: Mapping[str, Any]) -> list[str]:
     return [str(problem) for problem in compatibility.problems(pipeline)]
 
 
-NODE_S_OWN = ("topology.node_rank",)
+NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ranks", "topology.threads_per_rank")
 """Keys that differ between the servers of a run."""
 
 

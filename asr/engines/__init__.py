@@ -11,6 +11,7 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,11 +73,25 @@ class Engine(ABC):
         if "logging_dir" in given and "logging_dir" not in self.argument_fields():
             # transformers 5 reads it when the TensorBoardCallback is made (integrations/integration_utils.py:602 of 5.23)
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(given.pop("logging_dir"))
+        if topology.device == "cpu":
+            _join_cpu_ranks(topology.backend or "gloo", float(given.get("ddp_timeout", 1800)))
         module, name = self.ARGUMENTS
         try:
             return getattr(importlib.import_module(module), name)(**given)
         except (ValueError, TypeError, AssertionError, ImportError) as error:
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+
+
+def _join_cpu_ranks(backend: str, timeout_seconds: float) -> None:
+    """Make the process group of CPU ranks with ddp_timeout as its bound.
+
+    TrainingArguments leaves it out on a CPU (transformers 4.55, training_args.py:2273; optimum-habana 1.21.2,
+    training_args.py:1030): a rank that hangs would then be waited for half an hour. Accelerate takes the group that is there.
+    """
+    import torch.distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
 
 
 @lru_cache

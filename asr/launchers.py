@@ -41,7 +41,9 @@ class Launch:
 def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     """Return what starts the processes of server `node`; raise ConfigError when host or port are not known."""
     environment = topology.worker_environment()
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if paths[0] != str(CODE):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), *paths]))
     worker = ["asr.worker", str(run_dir)]
     if topology.num_processes == 1:
         return Launch([sys.executable, "-m", *worker], environment)

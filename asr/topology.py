@@ -269,7 +269,6 @@ def _check_port_is_free(port: int) -> None:
 
 
 def set_over_shell(environment: Mapping[str, str]) -> list[str]:
-    """Return what in `environment` replaces a value of the shell, in words."""
-    return [
-        f"{name}={value} (your shell has {os.environ[name]})" for name, value in environment.items() if os.environ.get(name, value) != value
-    ]
+    """Return what in `environment` replaces a value of the shell, in words; PYTHONPATH is only added to."""
+    changed = {k: v for k, v in environment.items() if k != "PYTHONPATH" and os.environ.get(k, v) != v}
+    return [f"{name}={value} (your shell has {os.environ[name]})" for name, value in changed.items()]

@@ -55,6 +55,14 @@ RANGES: dict[str, Mapping[str, float]] = {
 }
 """Arguments that have a range, though their class doesn't check it."""
 
+LOADER_OPTIONS = {
+    "dataloader_persistent_workers": "persistent_workers",
+    "dataloader_prefetch_factor": "prefetch_factor",
+    "dataloader_in_order": "in_order",
+    "dataloader_multiprocessing_context": "multiprocessing_context",
+}
+"""Arguments that a DataLoader with workers takes, and its names for them; the last two are new in transformers 5."""
+
 ELSEWHERE = {
     "output_dir": "hydra.run.dir says where a run lies",
     "seed": "`seed` at the top level seeds everything",
@@ -289,7 +297,7 @@ class SpeechTrainerMixin:
         from torch.utils.data import DataLoader
 
         workers = self.args.dataloader_num_workers
-        options = {"persistent_workers": self.args.dataloader_persistent_workers, "prefetch_factor": self.args.dataloader_prefetch_factor}
+        options = {name: value for argument, name in LOADER_OPTIONS.items() if (value := vars(self.args).get(argument)) is not None}
         loader = DataLoader(
             data,  # type: ignore[arg-type]
             batch_sampler=batches,

@@ -351,6 +351,16 @@ def test_workers_change_nothing(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(("argument", "value"), [("prefetch_factor", 3), ("persistent_workers", True), ("multiprocessing_context", "fork")])
+def test_the_loader_s_arguments_reach_it(tmp_path, argument, value):
+    name = f"dataloader_{argument}"
+    if name not in engines.engine(INSTALLED_ENGINES[-1]).argument_fields():
+        pytest.skip(f"transformers 5 has {name}")
+    made, _ = built(tmp_path, "trainer.args.dataloader_num_workers=1", f"trainer.args.{name}={value}")
+    given = getattr(made.get_train_dataloader(), argument)
+    assert getattr(given, "get_start_method", lambda: given)() == value
+
+
 @pytest.mark.parametrize("name", sorted(trainer.ELSEWHERE))
 def test_arguments_decided_elsewhere_say_where(name):
     with pytest.raises(ConfigError, match=rf"^args\.{name}: is not set here"):

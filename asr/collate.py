@@ -166,6 +166,14 @@ class CTCCollator:
         """Return the same collator without masks of SpecAugment."""
         return replace(self, spec_augment=None)
 
+    def example(self, feature_extractor: Any) -> dict[str, Any]:
+        """Return what a model takes for one second of silence: inputs, and the mask and SpecAugment's masks as in every batch."""
+        import numpy as np
+
+        silence = features.extract(feature_extractor, np.zeros(feature_extractor.sampling_rate, np.float32))
+        batch = self([Row(0, silence, (), 1.0)])
+        return {name: value for name, value in batch.items() if name not in (BATCH_FACTS, "labels")}
+
     def __call__(self, rows: Sequence[Row]) -> Mapping[str, Any]:
         import numpy as np
         import torch

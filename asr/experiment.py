@@ -390,10 +390,14 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
+    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
+    model = takes_masks(model)
+    if "train" in datasets:
+        ctc.freeze_unused(model, collator.example(extractor))
     speech_trainer = pipeline.trainer.build(
-        model=takes_masks(model),
+        model=model,
         processor=processor,
-        data_collator=CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed),
+        data_collator=collator,
         train_dataset=datasets.get("train"),
         eval_dataset=datasets["eval"],
         compute_metrics=scorer,

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from asr import gaudi
+from asr.errors import ConfigError
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -68,10 +70,6 @@ def test_the_gaudi_config_is_the_library_s():
 
 
 def test_a_combination_that_the_arguments_refuse_is_a_configuration_error(tmp_path):
-    import pytest
-
-    from asr.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"^trainer\.args: .*load_best_model_at_end"):
         gaudi.training_arguments(
             output_dir=str(tmp_path),
@@ -81,3 +79,15 @@ def test_a_combination_that_the_arguments_refuse_is_a_configuration_error(tmp_pa
             load_best_model_at_end=True,
             save_strategy="epoch",
         )
+
+
+REFUSED = [{name: True} for name in "use_hpu_graphs_for_training use_hpu_graphs fp16 fp16_full_eval tf32".split()]
+REFUSED += [{"max_hpu_graphs": 5}, {"mp_parameters": "a"}, {"use_cpu": False}, {"deepspeed": {"zero_optimization": {"stage": 2}}}]
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=str)
+def test_what_asr_compatibility_says_is_refused_is_refused(arguments, tmp_path):
+    on_cpu = {"output_dir": str(tmp_path), "use_cpu": True, "use_habana": False, "use_lazy_mode": False, "report_to": "none"}
+    with pytest.raises(ConfigError, match=r"^trainer\.args: "):
+        gaudi.training_arguments(**{**on_cpu, **arguments})
+    gaudi.training_arguments(**on_cpu)

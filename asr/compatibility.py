@@ -6,6 +6,7 @@ no device, data, network or torch is needed. Versions meant: optimum-habana 1.21
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ def problems(asked: Combination) -> list[ConfigError]:
 def habana_is_there(asked: Combination) -> ConfigError | None:
     """An HPU needs habana_frameworks: optimum-habana imports it (trainer.py:302-319), and accelerate finds no HPU without it
     (utils/imports.py:440)."""
-    if not asked.topology.use_habana or gaudi.habana_is_installed():
+    if not (asked.topology.use_habana or asked.topology.device == "hpu") or gaudi.habana_is_installed():
         return None
     return ConfigError(
         "computes on an HPU, and habana_frameworks is not installed here: launch on a Gaudi host, or choose topology=cpu.", key="topology"
@@ -136,7 +137,7 @@ def autocast_lists_come_in_time(asked: Combination) -> ConfigError | None:
     autocast = asked.trainer.args.get("bf16") or ours.use_torch_autocast
     if not (given and autocast and asked.topology.use_habana and _is_gaudi(asked)) or asked.topology.deepspeed:
         return None
-    if variable in asked.topology.worker_environment():
+    if variable in {**asked.topology.environment, **os.environ}:
         return None
     return ConfigError(
         "GaudiTrainer declares lists of ops too late, once the device is in use: leave both null, and name files that hold "

@@ -24,10 +24,11 @@ class Place:
     use_lazy_mode: bool = True
     num_processes: int = 1
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    variables: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    launcher: str = "torchrun"
 
-    def worker_environment(self):
-        return self.variables
+    def check_host(self) -> None:
+        """This host has whatever it takes."""
 
 
 CPU = Place(device="cpu", use_habana=False, use_lazy_mode=False)
@@ -164,7 +165,7 @@ def test_lists_of_ops_come_too_late():
     pipeline = asked(HPU, bf16=True)
     pipeline.gaudi_config.autocast_bf16_ops, pipeline.gaudi_config.autocast_fp32_ops = ["add"], ["mul"]
     assert refused(pipeline) == ["gaudi_config.autocast_bf16_ops"]
-    named = Place(variables={"PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": "/a"})
+    named = Place(environment={"PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": "/a"})
     assert refused(replace(pipeline, topology=named)) == refused(replace(pipeline, topology=CPU)) == []
     pipeline.trainer.args["bf16"] = False
     assert refused(pipeline) == []

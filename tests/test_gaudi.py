@@ -71,3 +71,16 @@ def test_the_gaudi_config_is_the_library_s():
     built = gaudi.GaudiConfig(use_fused_adam=True, autocast_bf16_ops=["add"]).build()
     assert type(built).__module__ == "optimum.habana.transformers.gaudi_configuration"
     assert (built.use_fused_adam, built.use_fused_clip_norm, built.autocast_bf16_ops) == (True, False, ["add"])
+
+
+REFUSED = [{name: True} for name in "use_hpu_graphs_for_training use_hpu_graphs fp16 fp16_full_eval tf32".split()]
+REFUSED += [{"max_hpu_graphs": 5}, {"mp_parameters": "a"}, {"use_cpu": False}, {"deepspeed": {"zero_optimization": {"stage": 2}}}]
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=str)
+def test_what_asr_compatibility_says_is_refused_is_refused(arguments, tmp_path):
+    on_cpu = {"output_dir": str(tmp_path), "use_cpu": True, "use_habana": False, "use_lazy_mode": False, "report_to": "none"}
+    made = gaudi.optimum_habana().GaudiTrainingArguments
+    with pytest.raises((ValueError, TypeError, AssertionError, ImportError)):
+        made(**{**on_cpu, **arguments})
+    made(**on_cpu)

@@ -83,7 +83,9 @@ def _warmup_steps(value: Any, known: Collection[str]) -> Spelt:
 def _group_by_length(value: Any, known: Collection[str]) -> Spelt:
     if "group_by_length" in known:
         return "group_by_length", value
-    return "train_sampling_strategy", LENGTH_GROUPING.get(value, value) if isinstance(value, bool) else value
+    if not isinstance(value, bool):
+        raise ConfigError(f"{value!r} is not of type bool.")
+    return "train_sampling_strategy", LENGTH_GROUPING[value]
 
 
 def _train_sampling_strategy(value: Any, known: Collection[str]) -> Spelt:

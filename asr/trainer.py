@@ -184,7 +184,7 @@ def _checked_argument(name: str, value: Any, engine: Engine) -> Any:
         spelt = arguments.installed(name, value, known)
     except ConfigError as error:
         raise error.under(key) from error
-    if spelt is None or name == "logging_dir":
+    if spelt is None or (name == "logging_dir" and name not in known):
         return value
     if spelt[0] not in known:
         raise ConfigError(_unknown_argument(name, engine), key=key)

@@ -29,6 +29,7 @@ from asr import (
     nodes,
     runs,
     stops,
+    submission,
     supervision,
     text,
     topology,
@@ -95,12 +96,6 @@ class Pipeline:
                 node.check_reachable()
             except ConfigError as error:
                 raise error.under(name) from error
-        if {"train", "evaluate"} & set(self.stages):
-            try:
-                launchers.check_installed(self.topology)
-                self.topology.check_host()
-            except ConfigError as error:
-                raise error.under("topology") from error
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
@@ -110,6 +105,15 @@ class Pipeline:
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
             )
+
+    def check_host(self) -> None:
+        """Check what training needs of the machine that it runs on; raise ConfigError."""
+        if {"train", "evaluate"} & set(self.stages):
+            try:
+                launchers.check_installed(self.topology)
+                self.topology.check_host()
+            except ConfigError as error:
+                raise error.under("topology") from error
 
     @property
     def splits(self) -> dict[str, str]:
@@ -163,6 +167,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         return 0, run
 
     def story() -> End:
+        pipeline.check_host()  # a submitted job meets its machine here
         prepare(pipeline, run)
         if not works:
             return End()
@@ -194,13 +199,19 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, n
     try:
         nodes.wait_for_run(run_dir, pipeline.topology)
         run = Run.load(run_dir)
-        runs.check_same_config(run, composed, except_for=NODE_S_OWN)
-        end = explained(lambda: _supervised(pipeline, run, node), run_dir)
+
+        def story() -> End:
+            runs.check_same_config(run, composed, except_for=NODE_S_OWN)
+            pipeline.check_host()
+            return _supervised(pipeline, run, node)
+
+        end = explained(story, run_dir)
     except (KeyboardInterrupt, Terminated) as stop:
         log.error("%s", ended_by(stop).error)
         raise
     if end.exit_code:
         log.error("error: %s", end.error)
+        nodes.say_failed(run_dir, pipeline.topology, node, end.exit_code)
     return end.exit_code, None
 
 
@@ -220,7 +231,8 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         raise  # past Hydra, so that a sweep stops too
     if end.exit_code:
         log.error("error: %s", end.error)
-    if end.exit_code == ConfigError.exit_code and not run.has_weights:
+    others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
+    if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
     else:
         run.reload()  # the workers have written what they found out

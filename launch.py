@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from asr import composition, experiment, runs, stops
+from asr import composition, experiment, runs, stops, submission
 from asr.errors import AsrError, ConfigError, JobError
 
 
@@ -22,9 +23,10 @@ def run(composed: DictConfig) -> float | None:
     sweeps = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
-    code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
-    if code and sweeps:
-        raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
+    with submission.job(settings.runtime.output_dir):
+        code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
+        if code and sweeps:
+            raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
     if code:
         sys.exit(code)
     if done is None:  # another server's run
@@ -37,20 +39,35 @@ def run(composed: DictConfig) -> float | None:
 
 def check(asked: composition.CommandLine) -> None:
     """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
-    for overrides in asked.jobs:
-        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        return composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
+
+    if not asked.jobs:
+        return  # --cfg, --info and the like
+    jobs = [compose(overrides) for overrides in asked.jobs]
+    multirun = composition.ready_multirun(asked, jobs[0])
+    submitted = multirun and submission.is_submitted(jobs[0])
+    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else jobs[0]
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    for composed in jobs:
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
-        key = "hydra.sweep.dir" if asked.action == "multirun" else "hydra.run.dir"
         if pipeline.dry_run:
             warn_of(composition.to_container(composed))
             pipeline.launches(Path())
         else:
-            pipeline.check_compatible()
+            pipeline.check_compatible(on_this_host=not submitted)
             pipeline.check_reachable()
-        if pipeline.topology.started_on_each_node and asked.action == "run":
+        if submitted:
+            submission.check(composed, pipeline.topology, shared=shared, dry_run=pipeline.dry_run)
+        elif not pipeline.dry_run:
+            pipeline.check_host()
+        if pipeline.topology.started_on_each_node and not multirun:
             composition.check_names_one_folder(composed, key)
-        if pipeline.node == 0:
+        if submitted or pipeline.node == 0:
             runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+    if submitted:
+        submission.prepare_environment()
 
 
 def warn(asked: composition.CommandLine) -> None:
@@ -79,7 +96,7 @@ def main() -> int:
             warn(asked)
         else:
             check(asked)
-        with composition.explained(sys.argv[1:], asked.conf):
+        with composition.explained(sys.argv[1:], asked.conf), submission.reported():
             run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

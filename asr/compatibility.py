@@ -47,14 +47,16 @@ UNSUPPORTED = {
 """Arguments that GaudiTrainingArguments inherits and refuses (optimum-habana, training_args.py:459-469), with the mend."""
 
 
-def problems(asked: Combination) -> list[ConfigError]:
+def problems(asked: Combination, *, on_this_host: bool = True) -> list[ConfigError]:
     """Return everything that keeps this combination from working; empty when nothing does, or when no worker is to start.
+
+    Without `on_this_host` what is installed here doesn't count: a job is submitted to another machine.
 
     What a hub checkpoint's config.json decides is judged once that file lies in the hub's cache: ask again then.
     """
     rules: list[Rule] = []
     if {"train", "evaluate"} & set(asked.stages):
-        rules += RULES
+        rules += [*(HOST_RULES if on_this_host else ()), *RULES]
     if "train" in asked.stages:
         rules += TRAINING_RULES
     return [problem for rule in rules if (problem := rule(asked)) is not None]
@@ -241,8 +243,8 @@ def checkpointing_knows_this_torch(asked: Combination) -> ConfigError | None:
 
 
 Rule = Callable[[Combination], ConfigError | None]
+HOST_RULES: tuple[Rule, ...] = (habana_is_there,)
 RULES: tuple[Rule, ...] = (
-    habana_is_there,
     gaudi_engine_has_its_device,
     graphs_have_an_hpu,
     graphs_have_lazy_mode,

@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import chain, product
@@ -28,6 +29,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -102,13 +104,15 @@ class CommandLine:
     """What a command line asks of Hydra; `jobs` has one override list for each configuration to check.
 
     `action` is run, multirun, show (--cfg, by Hydra after our warnings), help (plain --help, which `help_text` answers) or
-    other, which Hydra does alone.
+    other, which Hydra does alone. A run turns out to be a multirun where the configuration says so (`ready_multirun`).
+    `shared` is what a sweep doesn't vary.
     """
 
     action: str
     jobs: Sequence[Sequence[str]]
     config_name: str
     conf: Path = CONF
+    shared: Sequence[str] = ()
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -128,10 +132,24 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         return CommandLine("show", [overrides], name, conf)
     if options.help or options.cfg or options.hydra_help or options.info or options.shell_completion:
         return CommandLine("other", [], name)
-    if not (options.multirun or "hydra.mode=MULTIRUN" in overrides):
-        return CommandLine("run", [overrides], name, conf)
     with explained(overrides, conf):
-        return CommandLine("multirun", sweep_variants(overrides), name, conf)
+        shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
+        return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+
+
+def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
+    """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher, which Hydra uses for jobs alone. Tell Hydra of the last."""
+    launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
+    by_launcher = mode is None and launcher != "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_launcher):
+        return False
+    if any(word.startswith("hydra.run.dir=") for word in asked.shared):
+        raise ConfigError(
+            "is the folder of a run outside of a sweep; a job's is hydra.sweep.dir with hydra.sweep.subdir.", key="hydra.run.dir"
+        )
+    if by_launcher:
+        sys.argv.append("hydra.mode=MULTIRUN")
+    return True
 
 
 def help_text(conf: Path = CONF) -> str:
@@ -247,6 +265,8 @@ def _causes(error: BaseException | None) -> Any:
 
 def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
     missing = str(error.missing_cfg_file)
+    if missing.startswith("hydra/launcher/submitit_"):
+        return ConfigError("hydra-submitit-launcher is not installed: pip install -e '.[slurm]'.", key="hydra.launcher")
     listed = re.search(r"Available options in '([^']+)'", str(error))
     if listed is None:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])

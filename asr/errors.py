@@ -49,11 +49,14 @@ def said_by(error: AsrError) -> str:
 
 
 class JobError(AsrError):
-    """A sweep's job ended badly; it has said why itself."""
+    """A sweep's job ended badly; it has said why itself, a submitted one in its `log`."""
 
-    def __init__(self, run_dir: object, exit_code: int) -> None:
-        self.exit_code = exit_code
-        super().__init__(f"the job in {run_dir} ended with exit code {exit_code}")
+    def __init__(self, run_dir: object, exit_code: int, log: str | None = None) -> None:
+        self.run_dir, self.exit_code, self.log = run_dir, exit_code, log
+        super().__init__(f"the job in {run_dir} ended with exit code {exit_code}{f'; its log is {log}' if log else ''}")
+
+    def __reduce__(self) -> tuple[type[JobError], tuple[object, int, str | None]]:
+        return JobError, (self.run_dir, self.exit_code, self.log)  # a submitted job's error comes back as a pickle
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ from asr import (
     nodes,
     runs,
     stops,
+    submission,
     supervision,
     text,
     topology,
@@ -109,9 +110,9 @@ class Pipeline:
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
-    def check_compatible(self) -> None:
+    def check_compatible(self, *, on_this_host: bool = True) -> None:
         """Raise ConfigError for a combination that can't work, as far as it is known without device, data or network."""
-        found = compatibility.problems(self)
+        found = compatibility.problems(self, on_this_host=on_this_host)
         if found:
             others = "".join(f"\nalso: {problem}" for problem in found[1:])
             raise ConfigError(found[0].problem + others, key=found[0].key)
@@ -121,21 +122,26 @@ class Pipeline:
         for name in ("dataset", "model", "vocabulary", "augment"):
             with config.under(name):
                 getattr(self, name).check_reachable()
-        if self.works:
-            engines.engine(self.trainer.engine).check_installed()
-            with config.under("topology"):
-                launchers.check_installed(self.topology)
-                self.topology.check_host()
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
                 key="vocabulary.phoneme_language",
             )
-        self.check_compatible()  # a hub checkpoint's config.json is known only now
+        self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
         if self.only_evaluates and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
             )
+
+    def check_host(self) -> None:
+        """Check what training needs of the machine that it runs on; raise ConfigError."""
+        if not self.works:
+            return
+        engines.engine(self.trainer.engine).check_installed()
+        self.check_compatible()
+        with config.under("topology"):
+            launchers.check_installed(self.topology)
+            self.topology.check_host()
 
     @property
     def splits(self) -> dict[str, str]:
@@ -196,6 +202,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         return 0, run
 
     def story() -> End:
+        pipeline.check_host()  # a submitted job meets its machine here
         prepare(pipeline, run)
         if not pipeline.works:
             return End()
@@ -227,13 +234,19 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
     try:
         nodes.wait_for_run(run_dir, pipeline.topology)
         run = Run.load(run_dir)
-        runs.check_same_config(run, composed, except_for=NODE_S_OWN)
-        end = explained(lambda: _supervised(pipeline, run), run_dir)
+
+        def story() -> End:
+            runs.check_same_config(run, composed, except_for=NODE_S_OWN)
+            pipeline.check_host()
+            return _supervised(pipeline, run)
+
+        end = explained(story, run_dir)
     except (KeyboardInterrupt, Terminated) as stop:
         log.error("%s", ended_by(stop).error)
         raise
     if end.exit_code:
         log.error("error: %s", end.error)
+        nodes.say_failed(run_dir, pipeline.topology, pipeline.node, end.exit_code)
     return end.exit_code, None
 
 
@@ -253,7 +266,8 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         raise  # past Hydra, so that a sweep stops too
     if end.exit_code:
         log.error("error: %s", end.error)
-    if end.exit_code == ConfigError.exit_code and not run.has_weights:
+    others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
+    if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
     else:
         run.reload()  # the workers have written what they found out

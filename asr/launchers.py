@@ -41,9 +41,7 @@ class Launch:
 def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     """Return what starts the processes of server `node`; raise ConfigError when host or port are not known."""
     environment = topology.worker_environment()
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if paths[0] != str(CODE):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), *paths]))
+    environment["PYTHONPATH"] = python_path()
     worker = ["asr.worker", str(run_dir)]
     if topology.num_processes == 1:
         return Launch([sys.executable, "-m", *worker], environment)
@@ -53,6 +51,12 @@ def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     if topology.launcher == "deepspeed":
         return Launch([*_deepspeed(topology), *worker], environment)
     return Launch([*_torchrun(topology, node), *worker], environment)
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH by which a process imports this code first."""
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(CODE), *filter(None, before)]))
 
 
 def _torchrun(topology: Topology, node: int) -> list[str]:

@@ -37,9 +37,16 @@ def wait_for_run(run_dir: Path, topology: Topology) -> None:
             log.info("waiting for server 0 to begin the run in %s", run_dir)
             said = time.monotonic() + 60
         time.sleep(BEAT_SECONDS)
-    status = json.loads(record.read_text(encoding="utf-8"))["status"]
-    if status != "running":
-        raise ConfigError(f"{run_dir} already holds a run, which has {status}; choose another.", key="hydra.run.dir")
+    there = json.loads(record.read_text(encoding="utf-8"))
+    if there["status"] != "running":
+        reason = f" ({there['error']})" if "error" in there else ""
+        raise ConfigError(f"{run_dir} already holds a run, which has {there['status']}{reason}; choose another.", key="hydra.run.dir")
+
+
+def say_failed(run_dir: Path, topology: Topology, node: int, exit_code: int) -> None:
+    """Tell the other servers that this one takes no part: it may have stopped before it beat, and they would wait for its ranks."""
+    (run_dir / "ranks").mkdir(exist_ok=True)
+    Nodes(run_dir, topology, node).leave(exit_code)
 
 
 class Nodes:

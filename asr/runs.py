@@ -64,6 +64,7 @@ class Run:
             "git": git_state(),
             "packages": package_versions(),
             "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
+            **({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
             "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
         }
         try:
@@ -134,7 +135,7 @@ class Run:
         Runs start in empty folders only, so all that lies there is the run's own. The experiment's folder goes
         too when that leaves it empty.
         """
-        logging.shutdown()
+        configure_logging(None)  # closes run.log; a job of submitit logs on
         shutil.rmtree(self.path, ignore_errors=True)
         if self.path.parent.name == self.record["experiment"]:
             with contextlib.suppress(OSError):  # other runs lie there

@@ -6,6 +6,7 @@ In: signals and return codes. Out: one exception that nothing swallows, and ends
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,22 @@ def listen() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
             signal.signal(number, _terminate)
+
+
+def listen_in_job() -> None:
+    """Listen in a job that submitit runs: SIGTERM, which it passes over, and a scheduler's warning end the run in good order.
+
+    Slurm warns before the time limit; submitit would answer by starting the job anew in the same folder.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    listen()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _take_warning)
+
+
+def _take_warning(number: int, _frame: object) -> None:
+    os.write(2, f"{signal.Signals(number).name}: the time limit is near, or others come first; the run ends\n".encode())
+    _terminate(signal.SIGTERM, None)
 
 
 def _terminate(number: int, _frame: object) -> None:

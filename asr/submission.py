@@ -1,0 +1,119 @@
+"""Jobs that hydra-submitit-launcher submits, to Slurm or to processes of this machine: their two ends.
+
+In, where they are submitted: the composed jobs of a command line. Out: a ConfigError for what can't become jobs, and
+what the jobs need of their environment. In a job: signals and failures, so that Slurm, submitit and run.json tell the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig
+
+from asr import launchers, stops
+from asr.composition import explained
+from asr.errors import AsrError, ConfigError, JobError, LaunchError
+from asr.topology import Topology
+
+PLUGIN = "hydra_plugins.hydra_submitit_launcher."
+NAMES = ("submitit_folder", "name", "comment")
+"""Keys of hydra.launcher that say how jobs are called, not what they get."""
+
+
+def is_submitted(composed: DictConfig) -> bool:
+    """Whether the jobs of this configuration run elsewhere: another machine has the devices and the ports."""
+    return str(composed.hydra.launcher._target_).startswith(PLUGIN)
+
+
+def check(composed: DictConfig, topology: Topology, *, shared: DictConfig, dry_run: bool) -> None:
+    """Raise ConfigError for a job that can't be submitted as it is; `shared` is composed without what a sweep varies.
+
+    Hydra resolves its launcher once, before the sweep: every job is submitted with those resources.
+    """
+    launcher = composed.hydra.launcher
+    if dry_run:
+        raise ConfigError("starts nothing, so it can't be submitted; leave hydra/launcher out, or the dry run.", key="dry_run")
+    if launcher._target_.endswith(".SlurmLauncher"):
+        for program in ("sbatch", "srun"):
+            if shutil.which(program) is None:
+                raise ConfigError(f"{program} is not on PATH: submit from a machine of the Slurm cluster.", key="hydra.launcher")
+    for key in launcher:
+        with explained(()):
+            needed, given = launcher[key], shared.hydra.launcher[key]
+        if key not in NAMES and needed != given:
+            raise ConfigError(
+                f"a job needs {needed}, but all jobs of a sweep are submitted with {given}, which is composed without what "
+                "the sweep varies. Name the value, or start a sweep for each.",
+                key=f"hydra.launcher.{key}",
+            )
+    tasks, servers = launcher.nodes * launcher.tasks_per_node, len(topology.started_nodes())
+    if tasks != servers:
+        raise ConfigError(
+            f"a job has {launcher.nodes} x {launcher.tasks_per_node} tasks (nodes, tasks_per_node), each of which runs launch.py, but "
+            f"topology.num_nodes={topology.num_nodes} with topology.launcher={topology.launcher} needs {servers}.",
+            key="hydra.launcher.nodes",
+        )
+
+
+def prepare_environment() -> None:
+    """Let the jobs, which get our environment, import this code: they aren't started as launch.py is."""
+    os.environ["PYTHONPATH"] = launchers.python_path()
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what submitit raises, where jobs were submitted, into a message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        said = str(error).partition("Error stream produced:")[0]  # the whole log, which lies beside the result
+        raise LaunchError(f"submitit: {' '.join(said.split()) if type(error).__name__ == 'UncompletedJobError' else said}") from error
+
+
+def in_job() -> bool:
+    """Whether this process is a task of a submitted job."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+@contextmanager
+def job(run_dir: str) -> Iterator[None]:
+    """Run a task of a job, so that its end is told well; nothing outside of one.
+
+    A stop becomes an error that submitit hands to whoever submitted the job. The process ends with the contract's exit code:
+    Hydra keeps an exception for the submitter and submitit exits with 0, which Slurm would show as COMPLETED.
+    """
+    if not in_job():
+        yield
+        return
+    import submitit
+
+    logging.getLogger("submitit").propagate = False  # it has a handler of its own, and "Job completed" whatever the run's end
+    log = str(submitit.JobEnvironment().paths.stdout)
+    stops.listen_in_job()
+    try:
+        yield
+    except (KeyboardInterrupt, stops.Terminated) as stop:
+        code = stops.ended_by(stop).exit_code
+        atexit.register(_exit, code)
+        raise JobError(run_dir, code, log) from None
+    except Exception as error:
+        atexit.register(_exit, error.exit_code if isinstance(error, AsrError) else 1)
+        if isinstance(error, JobError):
+            raise JobError(run_dir, error.exit_code, log) from None
+        print(f"error: {error}", file=sys.stderr)  # Hydra keeps it for the submitter, who may have gone
+        raise
+
+
+def _exit(code: int) -> None:
+    """End this process with an exit code once all else, the job's result included, is written."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

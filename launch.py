@@ -3,17 +3,15 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from asr import composition, experiment, runs, stops, submission
-from asr.errors import AsrError, ConfigError, JobError
+from asr import composition, experiment, preflight, stops, submission
+from asr.errors import AsrError, JobError
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -37,54 +35,6 @@ def run(composed: DictConfig) -> float | None:
     return done.metrics.get("eval_wer")
 
 
-def check(asked: composition.CommandLine) -> None:
-    """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
-
-    def compose(overrides: Sequence[str]) -> DictConfig:
-        return composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
-
-    if not asked.jobs:
-        return  # --cfg, --info and the like
-    jobs = [compose(overrides) for overrides in asked.jobs]
-    multirun = composition.ready_multirun(asked, jobs[0])
-    submitted = multirun and submission.is_submitted(jobs[0])
-    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else jobs[0]
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    for composed in jobs:
-        pipeline = experiment.Pipeline.of(composition.to_container(composed))
-        if pipeline.dry_run:
-            warn_of(composition.to_container(composed))
-            pipeline.launches(Path())
-        else:
-            pipeline.check_compatible(on_this_host=not submitted)
-            pipeline.check_reachable()
-        if submitted:
-            submission.check(composed, pipeline.topology, shared=shared, dry_run=pipeline.dry_run)
-        elif not pipeline.dry_run:
-            pipeline.check_host()
-        if pipeline.topology.started_on_each_node and not multirun:
-            composition.check_names_one_folder(composed, key)
-        if submitted or pipeline.node == 0:
-            runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
-    if submitted:
-        submission.prepare_environment()
-
-
-def warn(asked: composition.CommandLine) -> None:
-    """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
-    for overrides in asked.jobs:
-        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)
-        try:
-            warn_of(composition.to_container(composed))
-        except ConfigError as error:  # a value that is missing is shown as ???
-            print(f"warning: {error}", file=sys.stderr)
-
-
-def warn_of(container: dict[str, Any]) -> None:
-    for problem in experiment.warnings_of(container):
-        print(f"warning: {problem}", file=sys.stderr)
-
-
 def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of ending Hydra with exit code 1
     try:
@@ -93,9 +43,9 @@ def main() -> int:
             print(composition.help_text())
             return 0
         if asked.action == "show":
-            warn(asked)
+            preflight.warn(asked)
         else:
-            check(asked)
+            preflight.check(asked)
         with composition.explained(sys.argv[1:], asked.conf), submission.reported():
             run()
     except AsrError as mistake:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asr import composition, experiment
+from asr.pipeline import Pipeline
 from asr.runs import Run
 
 QUIET = ("trainer.args.report_to=none", "trainer.args.save_strategy=no", "trainer.args.disable_tqdm=true")
@@ -22,7 +23,7 @@ def built(folder: Path, corpus: Path, *overrides: str) -> Any:
     """
     asked = ["dataset=jsonl", f"dataset.root='{corpus}'", "dataset.eval_split=dev.jsonl", *QUIET, *overrides]
     container = composition.to_container(composition.compose(asked))
-    pipeline = experiment.Pipeline.of(container)
+    pipeline = Pipeline.of(container)
     os.environ["ASR_CACHE"] = str(folder.parent / "cache")
     run = Run.create(folder, container, command=[], overrides=asked)
     experiment.prepare(pipeline, run)

@@ -7,7 +7,7 @@ from conftest import EVERY_ENGINE, composed
 
 from asr import arguments, engines
 from asr.errors import ConfigError
-from asr.experiment import Pipeline
+from asr.pipeline import Pipeline
 from asr.trainer import CTCTraining
 
 OLD = {"warmup_ratio", "warmup_steps", "group_by_length", "adafactor", "optim", "include_inputs_for_metrics", "report_to", "output_dir"}

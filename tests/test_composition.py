@@ -10,7 +10,7 @@ from conftest import ROOT, composed
 
 from asr import composition
 from asr.errors import ConfigError
-from asr.experiment import Pipeline
+from asr.pipeline import Pipeline
 
 CONF = ROOT / "conf"
 GROUPS = ("dataset", "model", "gaudi_config", "trainer", "topology", "experiment")
@@ -165,7 +165,7 @@ def test_local_paths_become_absolute(tmp_path):
 
 def test_composing_and_checking_import_no_heavy_package():
     code = (
-        "import sys; from asr import composition; from asr.experiment import Pipeline;"
+        "import sys; from asr import composition; from asr.pipeline import Pipeline;"
         "Pipeline.of(composition.to_container(composition.compose(['model=wav2vec2_large_lv60'])));"
         "print([m for m in ('torch', 'transformers', 'datasets', 'evaluate', 'optimum.habana', 'numpy', 'pandas') if m in sys.modules])"
     )

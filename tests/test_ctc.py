@@ -14,8 +14,8 @@ from conftest import ROOT, composed
 from asr.collate import CTCCollator, Row
 from asr.ctc import CTCModel, batch_loss, frame_lengths, freeze_unused, greedy_tokens, trained_parameters, utterance_losses
 from asr.errors import ConfigError
-from asr.experiment import Pipeline
 from asr.frames import MODEL_TYPES
+from asr.pipeline import Pipeline
 from asr.spec_augment import takes_masks
 from asr.vocabulary import Vocabulary
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, composed
 
 from asr.config import dotted_keys
-from asr.experiment import Pipeline
+from asr.pipeline import Pipeline
 
 # the arguments of the published script's two dataclasses (optimum-habana examples/speech-recognition, 2026-01)
 MODEL_ARGUMENTS = (

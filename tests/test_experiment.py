@@ -14,9 +14,9 @@ from conftest import TINY, composed
 from asr import experiment
 from asr.ctc import trained_parameters
 from asr.errors import ConfigError, DataError
-from asr.experiment import Pipeline
 from asr.labels import Labels
 from asr.manifest import Manifest
+from asr.pipeline import Pipeline
 from asr.runs import Run, configure_logging
 from asr.sources import Source, Utterance
 from asr.stops import End, Terminated, ended_by

@@ -12,8 +12,8 @@ from asr import arguments, engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import ConfigError, DataError
-from asr.experiment import Pipeline
 from asr.labels import Labels
+from asr.pipeline import Pipeline
 from asr.planning import Shape
 from asr.spec_augment import takes_masks
 

@@ -401,7 +401,7 @@ def test_help_names_every_group_and_option(launch, tmp_path):
 def test_the_overrides_that_help_shows_work():
     from conftest import composed
 
-    from asr.experiment import Pipeline
+    from asr.pipeline import Pipeline
 
     text = (ROOT / "conf" / "hydra" / "help" / "asr.yaml").read_text()
     shown = re.search(r"Common overrides:\n\n(.*?)\n\n", text, re.DOTALL).group(1)

@@ -15,7 +15,7 @@ from conftest import ROOT, composed, sound
 
 from asr import audio, composition
 from asr.errors import ConfigError, DataError
-from asr.experiment import Pipeline
+from asr.pipeline import Pipeline
 from asr.sources.hub import Hub
 
 AUDIO = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -1,0 +1,146 @@
+"""The objects that a configuration describes, and whether they go together, exist, and fit this machine.
+
+In: a composed configuration. Out: light objects; nothing is loaded until a stage needs it. Checks take no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asr import augment, batching, compatibility, config, ctc, engines, gaudi, launchers, text, topology, trainer, vocabulary
+from asr.errors import ConfigError
+from asr.sources import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The objects that a configuration describes. All are light: nothing is loaded until a stage needs it."""
+
+    experiment_name: str
+    experiment_version: str
+    seed: int
+    stages: Sequence[str]
+    dry_run: bool
+    dataset: Source
+    text: text.TextRules
+    vocabulary: vocabulary.Vocabulary
+    augment: augment.Augmentation
+    batching: batching.Batching
+    model: ctc.CTCModel
+    gaudi_config: gaudi.GaudiConfig
+    trainer: trainer.CTCTraining
+    topology: topology.Topology
+
+    @classmethod
+    def of(cls, composed: Mapping[str, Any]) -> Pipeline:
+        """Build and check everything that can be checked without data, network or torch; raise ConfigError."""
+        pipeline = cls(**config.instantiate(composed))
+        if pipeline.only_evaluates and pipeline.model.name_or_path is None:
+            raise ConfigError(
+                f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
+                key="model.name_or_path",
+            )
+        if pipeline.only_evaluates and pipeline.vocabulary.rebuild:
+            raise ConfigError("a new vocabulary needs training; evaluation takes the model's own.", key="vocabulary.rebuild")
+        pipeline.batching.check(pipeline.trainer.args)
+        return pipeline
+
+    @property
+    def works(self) -> bool:
+        """Whether a trainer is needed; `stages=[prepare]` needs none."""
+        return bool({"train", "evaluate"} & set(self.stages))
+
+    @property
+    def node(self) -> int:
+        """The number of this server; 0 where nothing is started."""
+        with config.under("topology"):
+            return self.topology.node if self.works and not self.dry_run else 0
+
+    def launch(self, run_dir: Path, node: int) -> launchers.Launch:
+        """Return what starts the run's processes on a server."""
+        with config.under("topology"):
+            return launchers.launch(self.topology, run_dir, node=node)
+
+    def launches(self, run_dir: Path) -> list[launchers.Launch]:
+        """Return what would be started on every server where `python launch.py` is started."""
+        return [self.launch(run_dir, node) for node in self.topology.started_nodes()]
+
+    @property
+    def only_evaluates(self) -> bool:
+        return "evaluate" in self.stages and "train" not in self.stages
+
+    def check_compatible(self, *, on_this_host: bool = True) -> None:
+        """Raise ConfigError for a combination that can't work, as far as it is known without device, data or network."""
+        found = compatibility.problems(self, on_this_host=on_this_host)
+        if found:
+            others = "".join(f"\nalso: {problem}" for problem in found[1:])
+            raise ConfigError(found[0].problem + others, key=found[0].key)
+
+    def check_reachable(self) -> None:
+        """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError."""
+        for name in ("dataset", "model", "vocabulary", "augment"):
+            with config.under(name):
+                getattr(self, name).check_reachable()
+        if self.vocabulary.phoneme_language and self.builds_vocabulary:
+            raise ConfigError(
+                "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
+                key="vocabulary.phoneme_language",
+            )
+        self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
+        if self.only_evaluates and not self.model.has_own_tokenizer():
+            raise ConfigError(
+                f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
+            )
+
+    def check_host(self) -> None:
+        """Check what training needs of the machine that it runs on; raise ConfigError."""
+        if not self.works:
+            return
+        engines.engine(self.trainer.engine).check_installed()
+        self.check_compatible()
+        with config.under("topology"):
+            launchers.check_installed(self.topology)
+            self.topology.check_host()
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The splits that are read, by their role: a vocabulary is built from both."""
+        wanted = {"eval": self.dataset.eval_split}
+        return {"train": self.dataset.train_split} | wanted if {"train", "prepare"} & set(self.stages) else wanted
+
+    @property
+    def builds_vocabulary(self) -> bool:
+        """Whether the tokenizer is made from transcripts, rather than given or the model's own."""
+        if self.vocabulary.rebuild:
+            return True
+        return self.vocabulary.tokenizer_name_or_path is None and not self.model.has_own_tokenizer()
+
+    def tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of this run."""
+        if self.builds_vocabulary:
+            built = json.loads((run_dir / vocabulary.VOCABULARY_FILE).read_text(encoding="utf-8"))
+            return self.vocabulary.tokenizer_from(built, run_dir)
+        if self.vocabulary.tokenizer_name_or_path is not None:
+            where = self.model.where() | {"revision": None}
+            return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **where)
+        log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
+        return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
+
+
+def warnings_of(composed: Mapping[str, Any]) -> list[str]:
+    """Return what would refuse a launch of this configuration, as far as it is known without device, data or network."""
+    try:
+        pipeline = Pipeline.of(composed)
+    except ConfigError as error:
+        return [str(error)]
+    return [str(problem) for problem in compatibility.problems(pipeline)]

@@ -1,0 +1,66 @@
+"""What is looked at before anything is written: each job of a command line, composed and checked.
+
+In: a parsed command line. Out: a ConfigError with its key, or warnings for what is only shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from asr import composition, pipeline, runs, submission
+from asr.errors import ConfigError
+from asr.pipeline import Pipeline
+
+
+def check(asked: composition.CommandLine) -> None:
+    """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        return composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
+
+    if not asked.jobs:
+        return  # --cfg, --info and the like
+    jobs = [compose(overrides) for overrides in asked.jobs]
+    multirun = composition.ready_multirun(asked, jobs[0])
+    submitted = multirun and submission.is_submitted(jobs[0])
+    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else jobs[0]
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    for composed in jobs:
+        described = Pipeline.of(composition.to_container(composed))
+        if described.dry_run:
+            warn_of(composition.to_container(composed))
+            described.launches(Path())
+        else:
+            described.check_compatible(on_this_host=not submitted)
+            described.check_reachable()
+        if submitted:
+            submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
+        elif not described.dry_run:
+            described.check_host()
+        if described.topology.started_on_each_node and not multirun:
+            composition.check_names_one_folder(composed, key)
+        if submitted or described.node == 0:
+            runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+    if submitted:
+        submission.prepare_environment()
+
+
+def warn(asked: composition.CommandLine) -> None:
+    """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
+    for overrides in asked.jobs:
+        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)
+        try:
+            warn_of(composition.to_container(composed))
+        except ConfigError as error:  # a value that is missing is shown as ???
+            print(f"warning: {error}", file=sys.stderr)
+
+
+def warn_of(container: Mapping[str, Any]) -> None:
+    """Say on stderr what would refuse a launch of one composed configuration."""
+    for problem in pipeline.warnings_of(container):
+        print(f"warning: {problem}", file=sys.stderr)

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from asr import composition, experiment, runs, stops, submission
-from asr.errors import AsrError, JobError
+from asr.errors import AsrError, ConfigError, JobError
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -51,18 +52,35 @@ def check(asked: composition.CommandLine) -> None:
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     for composed in jobs:
         pipeline = experiment.Pipeline.of(composition.to_container(composed))
-        if not pipeline.dry_run:
-            pipeline.check_reachable()
         if submitted:
             submission.check(composed, pipeline.topology, shared=shared, dry_run=pipeline.dry_run)
-        elif not pipeline.dry_run:
-            pipeline.check_host()
+        if pipeline.dry_run:
+            warn_of(composition.to_container(composed))
+            pipeline.launches(Path())
+        else:
+            pipeline.check_compatible(here=not submitted)
+            pipeline.check_reachable(here=not submitted)
         if pipeline.topology.started_on_each_node and not multirun:
             composition.check_names_one_folder(composed, key)
-        if submitted or pipeline.topology.node == 0:
+        if submitted or pipeline.node == 0:
             runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
     if submitted:
         submission.prepare_environment()
+
+
+def warn(asked: composition.CommandLine) -> None:
+    """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
+    for overrides in asked.jobs:
+        composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)
+        try:
+            warn_of(composition.to_container(composed))
+        except ConfigError as error:  # a value that is missing is shown as ???
+            print(f"warning: {error}", file=sys.stderr)
+
+
+def warn_of(container: dict[str, Any]) -> None:
+    for problem in experiment.warnings_of(container):
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def main() -> int:
@@ -72,7 +90,10 @@ def main() -> int:
         if asked.action == "help":
             print(composition.help_text())
             return 0
-        check(asked)
+        if asked.action == "show":
+            warn(asked)
+        else:
+            check(asked)
         with composition.explained(sys.argv[1:], asked.conf), submission.reported():
             run()
     except AsrError as mistake:

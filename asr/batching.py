@@ -21,11 +21,16 @@ FILLER = -1
 
 
 class Slot(NamedTuple):
-    """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch."""
+    """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch.
+
+    `rows_per_rank` is how many rows that are no fillers each of several ranks has in this step, on average: what a mean
+    loss is divided by, so that an utterance weighs as much on whichever rank it is. None with one rank.
+    """
 
     row: int
     shape: Shape | None
     epoch: int
+    rows_per_rank: float | None = None
 
 
 class Batches:
@@ -99,7 +104,15 @@ class PlannedBatches(Batches):
             filled = [*numbers[start:end], *[FILLER] * (shape.rows - (end - start))]
             batches.append([Slot(row, shape, self.epoch) for row in filled])
             start = end
-        return (batches[i : i + plan.world_size] for i in range(0, count, plan.world_size))
+        return (_weighed(batches[i : i + plan.world_size]) for i in range(0, count, plan.world_size))
+
+
+def _weighed(run: list[list[Slot]]) -> list[list[Slot]]:
+    """Return the batches that several ranks take in one step with the number of their rows that count."""
+    if len(run) == 1:
+        return run
+    mean = sum(slot.row != FILLER for batch in run for slot in batch) / len(run)
+    return [[slot._replace(rows_per_rank=mean) for slot in batch] for batch in run]
 
 
 def _size(run: list[list[Slot]]) -> tuple[int, int]:
@@ -180,12 +193,15 @@ def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, 
 
     Otherwise one rank would wait for others that have no batch, or gather tensors of another size.
     """
+    filled = []
     for batch in batches:
         fillers = [FILLER] * (rows - len(batch) if world_size > 1 else 0)
-        yield [Slot(row, None, epoch) for row in (*batch, *fillers)]
+        filled.append([Slot(row, None, epoch) for row in (*batch, *fillers)])
     for _ in range(_up_to(len(batches), world_size) - len(batches)):
         shape = Shape(max(lengths[row] for row in batches[-1]), 1, rows)
-        yield [Slot(FILLER, shape, epoch)] * rows
+        filled.append([Slot(FILLER, shape, epoch)] * rows)
+    for i in range(0, len(filled), world_size):
+        yield from _weighed(filled[i : i + world_size])
 
 
 def _up_to(count: int, world_size: int) -> int:
@@ -204,14 +220,26 @@ class Batching:
 
     def check(self, args: Mapping[str, Any]) -> None:
         """Raise ConfigError for training arguments that these batches contradict; keys are those of the trainer node."""
+        strategy = args.get("train_sampling_strategy")
+        if strategy not in (None, "random", "group_by_length"):
+            raise ConfigError(
+                f"{strategy!r} is not one of random, group_by_length: batches are made here.", key="trainer.args.train_sampling_strategy"
+            )
         for name, why in (
             ("group_by_length", "rows of like length share a batch already"),
+            ("train_sampling_strategy", "rows of like length share a batch already"),
             ("dataloader_drop_last", "every batch is full already: room left is filled up with rows that count for nothing"),
         ):
-            if self.STATIC and args.get(name):
+            if self.STATIC and args.get(name) not in (None, False, "random"):
                 raise ConfigError(
-                    f"can't be true with static shapes: {why}; leave it out, or take batching=longest.", key=f"trainer.args.{name}"
+                    f"can't be {str(args[name]).lower()} with static shapes: {why}; leave it out, or take batching=longest.",
+                    key=f"trainer.args.{name}",
                 )
+
+    @property
+    def most_shapes(self) -> int | None:
+        """How many shapes training can meet; None: no bound is known."""
+        return None
 
     @property
     def most_seconds(self) -> float | None:
@@ -248,14 +276,9 @@ class Buckets(Batching):
     max_batch_size: int | None = bounded(None, at_least=1)
     """Most rows of a batch, whatever the budget of seconds; null sets no bound."""
 
-    def check(self, args: Mapping[str, Any]) -> None:
-        super().check(args)
-        if args.get("use_hpu_graphs_for_training") and self.max_shapes > MOST_GRAPHS:
-            raise ConfigError(
-                f"{self.max_shapes} is more than the {MOST_GRAPHS} training graphs that optimum-habana keeps; "
-                "choose fewer, or set trainer.args.use_hpu_graphs_for_training=false.",
-                key="batching.max_shapes",
-            )
+    @property
+    def most_shapes(self) -> int:
+        return self.max_shapes
 
     def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
         longest = -(-int(sizes.lengths.max()) // sizes.unit) * sizes.unit
@@ -280,6 +303,10 @@ class Fixed(Batching):
     """Utterances with more labels are left out, counted and listed."""
 
     @property
+    def most_shapes(self) -> int:
+        return 1
+
+    @property
     def most_seconds(self) -> float:
         return self.seconds
 
@@ -295,6 +322,11 @@ class Fixed(Batching):
         return planned(sizes, length, shape_of, lambda _: batch_size, None, world_size, self.labels)
 
 
+def groups_by_length(args: Any) -> bool:
+    """Say whether training arguments ask for rows of like length in a batch: transformers 5 has another name for it."""
+    return bool(vars(args).get("group_by_length")) or vars(args).get("train_sampling_strategy") == "group_by_length"
+
+
 @dataclass(kw_only=True)
 class Longest(Batching):
     """Each batch is padded to its longest row: least padding with trainer.args.group_by_length, a new shape nearly every step."""
@@ -306,7 +338,7 @@ class Longest(Batching):
             sizes.lengths.tolist(),
             batch_size,
             seed=seed,
-            group_by_length=args.group_by_length,
+            group_by_length=groups_by_length(args),
             drop_last=args.dataloader_drop_last,
             world_size=world_size,
         )

@@ -38,12 +38,14 @@ class BatchFacts:
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
     of each row, 0 for a filler. `seconds`: audio of each. `bad`: row number and problem of rows that couldn't be decoded.
+    `rows_per_rank`: as in asr.batching.Slot.
     """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     seconds: tuple[float, ...]
     bad: tuple[tuple[int, str], ...] = ()
+    rows_per_rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Row:
     length: int = 0
     shape: Shape | None = None
     epoch: int = 0
+    rows_per_rank: float | None = None
     problem: str = ""
 
 
@@ -100,12 +103,12 @@ class UtteranceDataset:
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""
-        number, shape, epoch = slot if isinstance(slot, tuple) else (slot, None, 0)
+        number, shape, epoch, rows_per_rank = slot if isinstance(slot, tuple) else Slot(slot, None, 0)
         if number == FILLER:
-            return Row(FILLER, None, (), 0.0, 0, shape, epoch)
+            return Row(FILLER, None, (), 0.0, 0, shape, epoch, rows_per_rank)
         utterance = self.utterances[number]
         seconds = utterance.seconds or 0.0
-        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch)
+        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank)
         try:
             waveform = self._decoded(utterance)
         except DataError as error:
@@ -162,6 +165,14 @@ class CTCCollator:
     def for_evaluation(self) -> CTCCollator:
         """Return the same collator without masks of SpecAugment."""
         return replace(self, spec_augment=None)
+
+    def example(self, feature_extractor: Any) -> dict[str, Any]:
+        """Return what a model takes for one second of silence: inputs, and the mask and SpecAugment's masks as in every batch."""
+        import numpy as np
+
+        silence = features.extract(feature_extractor, np.zeros(feature_extractor.sampling_rate, np.float32))
+        batch = self([Row(0, silence, (), 1.0)])
+        return {name: value for name, value in batch.items() if name not in (BATCH_FACTS, "labels")}
 
     def __call__(self, rows: Sequence[Row]) -> Mapping[str, Any]:
         import numpy as np
@@ -227,4 +238,5 @@ def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
         lengths=tuple(lengths),
         seconds=tuple(r.seconds for r in rows),
         bad=tuple((r.number, r.problem) for r in rows if r.problem),
+        rows_per_rank=rows[0].rows_per_rank,
     )

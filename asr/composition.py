@@ -103,8 +103,9 @@ def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: st
 class CommandLine:
     """What a command line asks of Hydra; `jobs` has one override list for each configuration to check.
 
-    `action` is run, multirun, help (plain --help, which `help_text` answers) or other, which Hydra does alone. A run
-    turns out to be a multirun where the configuration says so (`ready_multirun`). `shared` is what a sweep doesn't vary.
+    `action` is run, multirun, show (--cfg, by Hydra after our warnings), help (plain --help, which `help_text` answers) or
+    other, which Hydra does alone. A run turns out to be a multirun where the configuration says so (`ready_multirun`).
+    `shared` is what a sweep doesn't vary.
     """
 
     action: str
@@ -127,6 +128,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         raise ConfigError("--cfg shows one configuration; leave --multirun out.")
     if options.help and not overrides:
         return CommandLine("help", [], name)
+    if options.cfg in ("job", "all") and not (options.help or options.hydra_help or options.info or options.shell_completion):
+        return CommandLine("show", [overrides], name, conf)
     if options.help or options.cfg or options.hydra_help or options.info or options.shell_completion:
         return CommandLine("other", [], name)
     with explained(overrides, conf):

@@ -7,6 +7,7 @@ Hydra structured configs, https://hydra.cc/docs/tutorials/structured_config/intr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -46,6 +47,15 @@ def choice(default: str | None, *values: str) -> Any:
 def free_form() -> Any:
     """Return a dataclass field for a dict that takes any key; whoever reads it checks its keys."""
     return field(default_factory=dict, metadata={"free_form": True})
+
+
+@contextlib.contextmanager
+def under(parent: str) -> Iterator[None]:
+    """Put a node's name before the key of a ConfigError that is raised inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(parent) from error
 
 
 def out_of_range(value: Any, limits: Mapping[str, Any]) -> str:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     augment,
     batching,
+    compatibility,
     config,
     ctc,
+    engines,
     fitting,
     gaudi,
     launchers,
@@ -85,22 +87,57 @@ class Pipeline:
         return pipeline
 
     @property
+    def works(self) -> bool:
+        """Whether a trainer is needed; `stages=[prepare]` needs none."""
+        return bool({"train", "evaluate"} & set(self.stages))
+
+    @property
+    def node(self) -> int:
+        """The number of this server; 0 where nothing is started."""
+        with config.under("topology"):
+            return self.topology.node if self.works and not self.dry_run else 0
+
+    def launch(self, run_dir: Path, node: int) -> launchers.Launch:
+        """Return what starts the run's processes on a server."""
+        with config.under("topology"):
+            return launchers.launch(self.topology, run_dir, node=node)
+
+    def launches(self, run_dir: Path) -> list[launchers.Launch]:
+        """Return what would be started on every server where `python launch.py` is started."""
+        return [self.launch(run_dir, node) for node in self.topology.started_nodes()]
+
+    @property
     def only_evaluates(self) -> bool:
         return "evaluate" in self.stages and "train" not in self.stages
 
-    def check_reachable(self) -> None:
-        """Check what the configuration names outside itself; raise ConfigError."""
+    def check_compatible(self, *, here: bool = True) -> None:
+        """Raise ConfigError for a combination that can't work, as far as it is known without device, data or network.
+
+        `here` is whether it is to work on this machine: a job is submitted from one without a Gaudi.
+        """
+        found = compatibility.problems(self, here=here)
+        if found:
+            others = "".join(f"\nalso: {problem}" for problem in found[1:])
+            raise ConfigError(found[0].problem + others, key=found[0].key)
+
+    def check_reachable(self, *, here: bool = True) -> None:
+        """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError.
+
+        `here` is as for `check_compatible`.
+        """
         for name in ("dataset", "model", "vocabulary", "augment"):
-            node = getattr(self, name)
-            try:
-                node.check_reachable()
-            except ConfigError as error:
-                raise error.under(name) from error
+            with config.under(name):
+                getattr(self, name).check_reachable()
+        if self.works:
+            engines.engine(self.trainer.engine).check_installed()
+        if here:
+            self.check_host()
         if self.vocabulary.phoneme_language and self.builds_vocabulary:
             raise ConfigError(
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
                 key="vocabulary.phoneme_language",
             )
+        self.check_compatible(here=here)  # a hub checkpoint's config.json is known only now
         if self.only_evaluates and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
@@ -108,12 +145,10 @@ class Pipeline:
 
     def check_host(self) -> None:
         """Check what training needs of the machine that it runs on; raise ConfigError."""
-        if {"train", "evaluate"} & set(self.stages):
-            try:
+        if self.works:
+            with config.under("topology"):
                 launchers.check_installed(self.topology)
                 self.topology.check_host()
-            except ConfigError as error:
-                raise error.under("topology") from error
 
     @property
     def splits(self) -> dict[str, str]:
@@ -140,7 +175,16 @@ class Pipeline:
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
 
 
-NODE_S_OWN = ("topology.node_rank",)
+def warnings_of(composed: Mapping[str, Any]) -> list[str]:
+    """Return what would refuse a launch of this configuration, as far as it is known without device, data or network."""
+    try:
+        pipeline = Pipeline.of(composed)
+    except ConfigError as error:
+        return [str(error)]
+    return [str(problem) for problem in compatibility.problems(pipeline)]
+
+
+NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ranks", "topology.threads_per_rank")
 """Keys that differ between the servers of a run."""
 
 
@@ -156,23 +200,22 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # Hydra has made it
         raise
-    works = bool({"train", "evaluate"} & set(pipeline.stages))
-    node = pipeline.topology.node if works and not pipeline.dry_run else 0
-    if node:
-        return _take_part(pipeline, composed, run_dir, node)
+    if pipeline.node:
+        return _take_part(pipeline, composed, run_dir)
     run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
     runs.configure_logging(run.path)
     if pipeline.dry_run:
-        run.end_dry([launchers.launch(pipeline.topology, run.path, node=n).describe() for n in pipeline.topology.started_nodes()])
+        run.end_dry([launch.describe() for launch in pipeline.launches(run.path)])
         return 0, run
 
     def story() -> End:
-        pipeline.check_host()  # a submitted job meets its machine here
+        pipeline.check_compatible()  # a submitted job meets its machine here
+        pipeline.check_host()
         prepare(pipeline, run)
-        if not works:
+        if not pipeline.works:
             return End()
         if in_child or pipeline.topology.num_processes > 1:
-            return _supervised(pipeline, run, node)
+            return _supervised(pipeline, run)
         pipeline.topology.apply_environment()
         work(run)
         return End()
@@ -180,10 +223,10 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
     return guarded(run, story), run
 
 
-def _supervised(pipeline: Pipeline, run: Run, node: int) -> End:
+def _supervised(pipeline: Pipeline, run: Run) -> End:
     """Work in processes of their own, on this server."""
-    where = pipeline.topology
-    launch = launchers.launch(where, run.path, node=node)
+    where, node = pipeline.topology, pipeline.node
+    launch = pipeline.launch(run.path, node)
     for replaced in topology.set_over_shell(launch.environment):
         log.warning("%s", replaced)
     log.info("starting %d processes: %s", where.processes_here, launch)
@@ -192,7 +235,7 @@ def _supervised(pipeline: Pipeline, run: Run, node: int) -> End:
     return supervision.supervise(launch, run.path, where, node=node)
 
 
-def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, node: int) -> tuple[int, None]:
+def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -> tuple[int, None]:
     """Join a run that server 0 prepares."""
     stops.listen()
     runs.configure_logging(None)
@@ -202,8 +245,9 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, n
 
         def story() -> End:
             runs.check_same_config(run, composed, except_for=NODE_S_OWN)
+            pipeline.check_compatible()
             pipeline.check_host()
-            return _supervised(pipeline, run, node)
+            return _supervised(pipeline, run)
 
         end = explained(story, run_dir)
     except (KeyboardInterrupt, Terminated) as stop:
@@ -211,7 +255,7 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path, n
         raise
     if end.exit_code:
         log.error("error: %s", end.error)
-        nodes.say_failed(run_dir, pipeline.topology, node, end.exit_code)
+        nodes.say_failed(run_dir, pipeline.topology, pipeline.node, end.exit_code)
     return end.exit_code, None
 
 
@@ -256,10 +300,8 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
     pipeline.augment.check_files()
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
-    try:
+    with config.under("dataset"):
         tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
-    except ConfigError as error:
-        raise error.under("dataset") from error
     transcripts = {role: [rules(u.text) for u in table.utterances] for role, table in tables.items()}
     labels = _labels(pipeline, run, transcripts)
     described = {}
@@ -316,8 +358,8 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
 def work(run: Run, rank: Rank | None = None) -> None:
     """Train and evaluate a prepared run: the worker's part. What a run writes once is written by the first rank."""
     rank = rank or Rank()
-    log.info("importing torch, transformers and the engine: about ten seconds")
     pipeline = Pipeline.of(run.config)
+    log.info("importing %s: about ten seconds", engines.engine(pipeline.trainer.engine).LIBRARIES)
     pipeline.topology.apply_environment()
     speech_trainer, scorer = build(pipeline, run)
     facts = {
@@ -350,7 +392,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_default_handler()
     transformers.set_seed(pipeline.seed)
-    gaudi.optimum_habana()  # before any model class is imported: on a Gaudi it replaces some
+    engines.engine(pipeline.trainer.engine).prepare()  # before any model class is imported: on a Gaudi some are replaced
     tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
     tokenizer = pipeline.tokenizer(run.path)
@@ -371,10 +413,14 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
+    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
+    model = takes_masks(model)
+    if "train" in datasets:
+        ctc.freeze_unused(model, collator.example(extractor))
     speech_trainer = pipeline.trainer.build(
-        model=takes_masks(model),
+        model=model,
         processor=processor,
-        data_collator=CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed),
+        data_collator=collator,
         train_dataset=datasets.get("train"),
         eval_dataset=datasets["eval"],
         compute_metrics=scorer,
@@ -397,6 +443,8 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     speech_trainer.save_model(str(folder))
     if rank.is_first:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+        if not (folder / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
+            speech_trainer.processing_class.feature_extractor.save_pretrained(str(folder))
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 

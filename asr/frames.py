@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+MODEL_TYPES = "data2vec-audio hubert sew sew-d unispeech unispeech-sat wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm".split()
+"""Model types of transformers' CTC mapping whose frames are counted here. Those new in transformers 5 nest their encoder's config."""
+
+
 @dataclass(frozen=True)
 class FrameCount:
     """A stack of convolutions, each (kernel, stride, padding): the same numbers as _get_feat_extract_output_lengths.
 
-    That method is alike in all models of transformers' CTC mapping: the waveform encoder's convolutions, where there
+    That method is alike in all models of MODEL_TYPES: the waveform encoder's convolutions, where there
     are any, then an adapter's. A test holds this class against each of them.
     """
 

@@ -49,11 +49,20 @@ def habana_is_installed() -> bool:
     return find_spec("habana_frameworks") is not None
 
 
+def check_installed() -> None:
+    """Raise ConfigError where optimum-habana is absent; imports nothing of it but the namespace that holds it."""
+    if find_spec("optimum") is None or find_spec("optimum.habana") is None:
+        raise ConfigError(
+            "optimum-habana is not installed: pip install 'asr-gaudi[gaudi]' (or `make setup`); "
+            "trainer.engine=transformers trains without it.",
+            key="trainer.engine",
+        )
+
+
 @lru_cache
 def optimum_habana() -> Any:
     """Import optimum.habana, answering what it asks of an absent habana_frameworks; raise ConfigError without it."""
-    if find_spec("optimum") is None or find_spec("optimum.habana") is None:
-        raise ConfigError("optimum-habana is not installed: pip install 'asr-gaudi[gaudi]' (or `make setup`).", key="trainer")
+    check_installed()
     if habana_is_installed():
         import optimum.habana
 
@@ -99,14 +108,6 @@ def _version_answered() -> Iterator[None]:
 def trainer_class() -> type:
     """Return the real GaudiTrainer."""
     return optimum_habana().GaudiTrainer  # type: ignore[no-any-return]
-
-
-def training_arguments(**arguments: Any) -> Any:
-    """Return GaudiTrainingArguments; raise ConfigError for a combination that it refuses."""
-    try:
-        return optimum_habana().GaudiTrainingArguments(**arguments)
-    except (ValueError, TypeError, AssertionError, ImportError) as error:
-        raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
 
 
 def divides_by_accumulation(args: Any) -> bool:

@@ -41,7 +41,8 @@ class Launch:
 def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     """Return what starts the processes of server `node`; raise ConfigError when host or port are not known."""
     environment = topology.worker_environment()
-    environment["PYTHONPATH"] = python_path()
+    if python_path() != os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = python_path()
     worker = ["asr.worker", str(run_dir)]
     if topology.num_processes == 1:
         return Launch([sys.executable, "-m", *worker], environment)

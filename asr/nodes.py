@@ -82,6 +82,17 @@ class Nodes:
                 return f"server {other} ({record['host']}) has given no sign for {self.timeout_seconds:.0f} s"
         return self._first_server_s_end() if self.node else None
 
+    def silent(self) -> str | None:
+        """Return which other server gives no sign now, after listening for a few beats: a rank here complains of its peers."""
+        until = time.monotonic() + 3 * BEAT_SECONDS
+        before = {other: self._read(other) for other in range(self.count) if other != self.node}
+        while time.monotonic() < until:
+            time.sleep(BEAT_SECONDS)
+            for other in [o for o, record in before.items() if record is None or record["ended"] or self._read(o) != record]:
+                del before[other]
+        gone = [f"server {other} ({record['host']}) gives no sign any more" for other, record in before.items() if record]
+        return "; ".join(gone) or None
+
     def leave(self, returned: int) -> None:
         self._write(ended=True, exit_code=exit_code_of(returned))
         if self.node == 0:

@@ -52,7 +52,7 @@ class Lines:
         text = line.rstrip(b"\r").rpartition(b"\r")[2]
         if self.bar and text != self.bar and text.startswith(self.bar):
             text = text.removeprefix(self.bar)  # a message that came while the bar stood there
-        elif b"\r" in line.rstrip(b"\r"):  # the bar's last state
+        elif text != self.bar and b"\r" in line.rstrip(b"\r"):  # the bar's last state
             self._write(text + b"\r")
         self.bar = b""
         self.last.append(text.decode("utf-8", errors="backslashreplace"))

@@ -75,8 +75,8 @@ class RankRecord:
     exit_code: int | None = None
     """By the contract: 128+n for a rank killed by signal n."""
     error: str | None = None
-    was_asked: bool = False
-    """Whether it ended because it was told to."""
+    stopped_by: str | None = None
+    """Who told it to end: `run`, for whichever reason the run had, or `signal`, by a launcher that ends itself."""
     last_lines: list[str] = field(default_factory=list)
 
     @property
@@ -150,10 +150,10 @@ class _Guard:
     def __init__(self, run_dir: Path, record: RankRecord, out: int, stop_seconds: float) -> None:
         self.run_dir, self.record, self.out, self.stop_seconds = run_dir, record, out, stop_seconds
         self.lines = Lines(record.rank)
-        self.asked = False
+        self.stopped_by: str | None = None
         self.kill_at = float("inf")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda n, _: self.stop(n))
+            signal.signal(number, lambda n, _: self.stop(n, by="signal"))
 
     def watch(self, end: int) -> int:
         """Return the rank's exit code once it has ended and its record is written; `end` is where it says why."""
@@ -167,7 +167,7 @@ class _Guard:
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + LOOK_SECONDS
                 if asked := asked_to_stop(self.run_dir):
-                    self.stop(asked["signal"])
+                    self.stop(asked["signal"], by="run")
             if time.monotonic() > self.kill_at:
                 self._kill()
         self._kill()  # loader workers that it couldn't end itself
@@ -178,16 +178,17 @@ class _Guard:
         self.record.error = json.loads(said) if said else None
         self.record.exit_code = exit_code_of(os.waitstatus_to_exitcode(status))
         self.record.ended = time.time()
-        self.record.was_asked = self.asked
+        self.record.stopped_by = self.stopped_by
         self.record.last_lines = list(self.lines.last)
         self.record.write(self.run_dir)
         return self.record.exit_code
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: int, *, by: str) -> None:
         """Pass a stop on to the rank, once, and count down to its kill."""
-        if self.asked:
+        if self.stopped_by is not None:
             return
-        self.asked, self.kill_at = True, time.monotonic() + self.stop_seconds
+        self.stopped_by = "run" if asked_to_stop(self.run_dir) else by  # whichever came first, a run's stop is the reason
+        self.kill_at = time.monotonic() + self.stop_seconds
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.record.pid, number)
 

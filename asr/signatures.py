@@ -113,24 +113,39 @@ def _definition_of(module: str, name: str) -> str:
 
 
 def constructor_parameters(module: str, name: str) -> tuple[str, ...]:
-    """Return the named parameters of a class' `__init__`; empty when it can't be found."""
-    node = _class(module, name)
-    for item in node.body if node else []:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            arguments = [*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs]
-            return tuple(a.arg for a in arguments if a.arg != "self")
-    return ()
+    """Return the named parameters of a class' `__init__`, or a dataclass' own fields; empty when it can't be found."""
+    return tuple(name for name, _ in _parameters(module, name))
 
 
 def constructor_defaults(module: str, name: str) -> dict[str, Any]:
-    """Return the literal defaults of a class' `__init__` by parameter; empty when it can't be found."""
+    """Return the literal defaults of a class' `__init__` by parameter, or of a dataclass' own fields; empty when it can't be found."""
+    return {name: ast.literal_eval(value) for name, value in _parameters(module, name) if value is not None and _is_literal(value)}
+
+
+def _parameters(module: str, name: str) -> list[tuple[str, ast.expr | None]]:
+    """Return parameters with their defaults. Configs of transformers 4.55 have an `__init__`, those of 5 are dataclasses."""
     node = _class(module, name)
     for item in node.body if node else []:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            given = item.args.args[len(item.args.args) - len(item.args.defaults) :]
-            pairs = [*zip(given, item.args.defaults, strict=True), *zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)]
-            return {a.arg: ast.literal_eval(value) for a, value in pairs if value is not None and _is_literal(value)}
-    return {}
+            positional = [*item.args.posonlyargs, *item.args.args]
+            defaults = [*[None] * (len(positional) - len(item.args.defaults)), *item.args.defaults, *item.args.kw_defaults]
+            pairs = zip([*positional, *item.args.kwonlyargs], defaults, strict=True)
+            return [(argument.arg, default) for argument, default in pairs if argument.arg != "self"]
+    annotated = (item for item in node.body if isinstance(item, ast.AnnAssign)) if node else ()
+    return [(item.target.id, item.value) for item in annotated if isinstance(item.target, ast.Name) and not item.target.id.startswith("_")]
+
+
+def function_parameters(module: str, name: str) -> tuple[str, ...]:
+    """Return the named parameters of a module's top-level function; empty when it can't be found."""
+    source = _source(module)
+    begin = re.search(rf"^def {re.escape(name)}\b", source, re.MULTILINE)
+    if begin is None:
+        return ()
+    block = source[begin.start() :]
+    after = re.search(r"\n(?=[A-Za-z@_])", block)
+    node = ast.parse(block[: after.start()] if after else block).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    return tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
 
 
 def _is_literal(node: ast.expr) -> bool:
@@ -138,12 +153,14 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def string_dict(module: str, name: str) -> dict[str, str]:
-    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` of strings."""
-    begin = re.search(rf"^{re.escape(name)}\b[^=\n]*=", _source(module), re.MULTILINE)
-    if begin is None:
-        return {}
-    block = _source(module)[begin.end() :]
-    return dict(re.findall(r'\(\s*"([^"]+)",\s*"([^"]+)"\s*,?\s*\)', block[: block.find("\n)")]))
+    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` of strings, imported or updated ones included."""
+    source, origin = _source(module), _imported_from(module, name)
+    pairs = string_dict(origin, name) if origin and origin != module else {}
+    for begin in re.finditer(rf"^{re.escape(name)}(?:\.update\(|\b[^=\n]*=).*", source, re.MULTILINE):
+        line = begin.group()
+        block = line if line.count("(") == line.count(")") else source[begin.start() : source.find("\n)", begin.start())]
+        pairs |= dict(re.findall(r'"([^"]+)"\s*[,:]\s*"([^"]+)"', block))
+    return pairs
 
 
 def _union_members(node: ast.expr) -> list[ast.expr]:

@@ -167,15 +167,20 @@ class _Watch:
         name = f"rank {failure.rank}" if self.topology.num_processes > 1 else "the worker"
         if failure.exit_code in (2, 3) and failure.error:  # a user's mistake, in a message of ours
             return failure.error
-        if failure.error is None and failure.killed_by:
+        if failure.stopped_by == "signal":
+            what = (
+                f"{name} was told to end by {failure.killed_by}, with its launcher or its server: process {failure.pid} on {failure.host}"
+            )
+        elif failure.error is None and failure.killed_by:
             hint = " (by the system, if it ran out of memory)" if failure.killed_by == "SIGKILL" else ""
             what = f"{name} was killed by {failure.killed_by}{hint}: process {failure.pid} on {failure.host}"
         else:
             what = f"{name} ended with exit code {failure.exit_code}: {failure.error or 'it left no message'}"
         if _WAITED.search(f"{failure.error} {' '.join(failure.last_lines)}"):
             what += ". The ranks waited for each other longer than trainer.args.ddp_timeout seconds"
-        if self.lost_node:
-            what += f". {self.lost_node}"
+        gone = self.lost_node or (self.nodes.silent() if self.nodes and failure.rank in {r.rank for r in self._here()} else None)
+        if gone:
+            what += f". {gone}"
         seen = self.topology.num_processes == 1 or self.topology.shown_ranks == "all" or failure.rank == 0
         return what if seen else f"{what}. {_indented(failure.last_lines[-SHOWN_LINES:])}"
 
@@ -188,8 +193,13 @@ def _failures(records: Mapping[int, RankRecord]) -> list[RankRecord]:
 
     Others fail because the first is gone, a moment later: a rank that was killed comes before a rank that complains.
     """
-    bad = sorted((r for r in records.values() if r.exit_code and not r.was_asked), key=lambda r: r.ended or 0.0)
-    return sorted(bad, key=lambda r: (not (r.killed_by and (r.ended or 0) - (bad[0].ended or 0) < CAUSE_SECONDS), r.ended or 0.0))
+    bad = sorted((r for r in records.values() if r.exit_code and r.stopped_by != "run"), key=lambda r: r.ended or 0.0)
+
+    def comes_later(record: RankRecord) -> tuple[bool, float]:
+        at_once = (record.ended or 0.0) - (bad[0].ended or 0.0) < CAUSE_SECONDS
+        return not (record.killed_by and at_once), record.ended or 0.0
+
+    return sorted(bad, key=comes_later)
 
 
 def _is_alive(record: RankRecord) -> bool:

@@ -160,10 +160,6 @@ class Topology:
             if self.master_port is not None:
                 _check_port_is_free(self.master_port)
 
-    def training_arguments(self) -> dict[str, Any]:
-        """Return the arguments of GaudiTrainingArguments that follow from the device."""
-        return {"use_cpu": self.device == "cpu", "use_habana": self.use_habana, "use_lazy_mode": self.use_lazy_mode}
-
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that the workers get from us, by name; what the shell has set is left out.
 
@@ -273,7 +269,6 @@ def _check_port_is_free(port: int) -> None:
 
 
 def set_over_shell(environment: Mapping[str, str]) -> list[str]:
-    """Return what in `environment` replaces a value of the shell, in words."""
-    return [
-        f"{name}={value} (your shell has {os.environ[name]})" for name, value in environment.items() if os.environ.get(name, value) != value
-    ]
+    """Return what in `environment` replaces a value of the shell, in words; PYTHONPATH is only added to."""
+    changed = {k: v for k, v in environment.items() if k != "PYTHONPATH" and os.environ.get(k, v) != v}
+    return [f"{name}={value} (your shell has {os.environ[name]})" for name, value in changed.items()]

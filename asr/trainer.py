@@ -1,4 +1,4 @@
-"""The trainer: our batches, losses and decoding mixed into GaudiTrainer.
+"""The trainer: our batches, losses and decoding mixed into an engine's Trainer class.
 
 In: a model, datasets and the trainer node. Out: a Trainer whose evaluation doesn't depend on batch size or padding.
 """
@@ -13,15 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import gaudi, metrics
+from asr import arguments, engines, metrics
 from asr.batching import FILLER, Batching, Buckets
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import free_form, out_of_range
 from asr.ctc import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError, did_you_mean
-from asr.signatures import Parameter, dataclass_fields
 
 if TYPE_CHECKING:
+    from asr.engines import Engine
     from asr.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,14 @@ RANGES: dict[str, Mapping[str, float]] = {
 }
 """Arguments that have a range, though their class doesn't check it."""
 
+LOADER_OPTIONS = {
+    "dataloader_persistent_workers": "persistent_workers",
+    "dataloader_prefetch_factor": "prefetch_factor",
+    "dataloader_in_order": "in_order",
+    "dataloader_multiprocessing_context": "multiprocessing_context",
+}
+"""Arguments that a DataLoader with workers takes, and its names for them; the last two are new in transformers 5."""
+
 ELSEWHERE = {
     "output_dir": "hydra.run.dir says where a run lies",
     "seed": "`seed` at the top level seeds everything",
@@ -79,28 +87,29 @@ ELSEWHERE = {
 """Arguments that another key decides, with that key."""
 
 
-@lru_cache
-def arguments() -> Mapping[str, Parameter]:
-    """Return the fields of the installed GaudiTrainingArguments, read without importing it."""
-    return dataclass_fields(*gaudi.ARGUMENTS_CLASS)
-
-
 def argument_names() -> list[str]:
-    return sorted(set(arguments()) - set(ELSEWHERE))
+    """Return every name that trainer.args takes, with any installed engine."""
+    known = {name for engine in engines.names() for name in engines.engine(engine).argument_fields()}
+    return sorted(known - set(ELSEWHERE))
 
 
 @dataclass(kw_only=True)
 class CTCTraining:
     """How a CTC model is trained and scored."""
 
+    engine: str = "gaudi"
+    """gaudi: optimum-habana's GaudiTrainer, on HPUs and CPU. transformers: its own Trainer, without optimum-habana."""
     args: dict[str, Any] = free_form()
-    """Any field of GaudiTrainingArguments, by its own name."""
+    """Any field of the engine's TrainingArguments, by its own name; names of transformers 4.55 and 5 both serve."""
     eval_metrics: list[str] = field(default_factory=lambda: ["wer", "cer"])
     """wer, cer, mer, or the .py file of another evaluate module."""
 
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)
-        self.args = {name: _checked_argument(str(name), value) for name, value in self.args.items()}
+        engine = engines.engine(self.engine)
+        if known := engine.argument_fields():  # otherwise it isn't installed, which Pipeline.check_reachable says
+            self.args = {name: _checked_argument(str(name), value, engine) for name, value in self.args.items()}
+            arguments.installed_spelling(self.args, known)
         best = self.args.get("metric_for_best_model")
         measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
         if best is not None and str(best).removeprefix("eval_") not in measured:
@@ -116,7 +125,7 @@ class CTCTraining:
         train_dataset: UtteranceDataset | None,
         eval_dataset: UtteranceDataset | None,
         compute_metrics: Callable[..., Any] | None,
-        gaudi_config: gaudi.GaudiConfig,
+        gaudi_config: Any,
         batching: Batching,
         topology: Topology,
         seed: int,
@@ -129,11 +138,11 @@ class CTCTraining:
             "seed": seed,
             "remove_unused_columns": False,
         }
-        args = gaudi.training_arguments(**{**ours, **self.args, **topology.training_arguments()})
+        engine = engines.engine(self.engine)
+        args = engine.training_arguments({**ours, **self.args}, topology)
         try:
-            trainer = mixed_into(gaudi.trainer_class())(
+            trainer = mixed_into(engine.trainer_class())(
                 model=model,
-                gaudi_config=gaudi_config.build(),
                 args=args,
                 data_collator=data_collator,
                 train_dataset=train_dataset,
@@ -141,6 +150,8 @@ class CTCTraining:
                 compute_metrics=compute_metrics,
                 processing_class=processor,
                 batching=batching,
+                engine=engine,
+                **engine.trainer_options(gaudi_config),
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
@@ -163,26 +174,39 @@ def _first_step_logger() -> Any:
     return FirstStep()
 
 
-def _checked_argument(name: str, value: Any) -> Any:
+def _checked_argument(name: str, value: Any, engine: Engine) -> Any:
     """Return the value of one training argument, or raise ConfigError with its key."""
     key = f"args.{name}"
     if name in ELSEWHERE:
         raise ConfigError(f"is not set here: {ELSEWHERE[name]}.", key=key)
-    known = arguments()
-    if not known:  # optimum-habana isn't installed: its own message comes when it is imported
+    known = engine.argument_fields()
+    try:
+        spelt = arguments.installed(name, value, known)
+    except ConfigError as error:
+        raise error.under(key) from error
+    if spelt is None or name == "logging_dir":
         return value
-    if name not in known:
-        raise ConfigError(f"GaudiTrainingArguments has no such field.{did_you_mean(name, known)}", key=key)
-    parameter = known[name]
+    if spelt[0] not in known:
+        raise ConfigError(_unknown_argument(name, engine), key=key)
+    parameter = known[spelt[0]]
     if value is False and "no" in parameter.values:  # YAML and Hydra read a bare `no` as false
-        value = "no"
-    if not parameter.accepts(value):
+        return "no"
+    if not parameter.accepts(spelt[1]):
         wanted = f"one of {', '.join(parameter.values)}" if parameter.values else f"of type {parameter.annotation}"
         raise ConfigError(f"{value!r} is not {wanted}.{did_you_mean(str(value), parameter.values)}", key=key)
-    problem = out_of_range(value, RANGES.get(name, {}))
+    problem = out_of_range(value, RANGES.get(name, {})) or out_of_range(spelt[1], RANGES.get(spelt[0], {}))
     if problem or (name == "max_steps" and value == 0):
         raise ConfigError(problem or "0 is out of range; -1 leaves the length to num_train_epochs.", key=key)
     return value
+
+
+def _unknown_argument(name: str, engine: Engine) -> str:
+    """Say that the engine takes no such argument, and which other does."""
+    others = [other for other in engines.names() if name in engines.engine(other).argument_fields()]
+    if others:
+        return f"{engine.ARGUMENTS[1]} has no such field; it belongs to trainer.engine={' or '.join(others)}."
+    taken = {*engine.argument_fields(), *arguments.SPELLINGS} - set(ELSEWHERE)
+    return f"{engine.ARGUMENTS[1]} has no such field.{did_you_mean(name, sorted(taken))}"
 
 
 @dataclass
@@ -235,7 +259,10 @@ class SpeechTrainerMixin:
     eval_dataset: Any
     _train_batch_size: int | None = None
 
-    def __init__(self, *args: Any, batching: Batching | None = None, **kwargs: Any) -> None:
+    model_accepts_loss_kwargs: bool
+
+    def __init__(self, *args: Any, engine: Engine, batching: Batching | None = None, **kwargs: Any) -> None:
+        self.engine = engine
         self.batching = batching or Buckets()
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
         self._planned: list[UtteranceDataset] = []
@@ -270,7 +297,7 @@ class SpeechTrainerMixin:
         from torch.utils.data import DataLoader
 
         workers = self.args.dataloader_num_workers
-        options = {"persistent_workers": self.args.dataloader_persistent_workers, "prefetch_factor": self.args.dataloader_prefetch_factor}
+        options = {name: value for argument, name in LOADER_OPTIONS.items() if (value := vars(self.args).get(argument)) is not None}
         loader = DataLoader(
             data,  # type: ignore[arg-type]
             batch_sampler=batches,
@@ -309,7 +336,10 @@ class SpeechTrainerMixin:
         facts: BatchFacts = inputs.pop(BATCH_FACTS)
         self._count("train", facts, inputs)
         loss = self.batch_loss(model, inputs, facts, num_items_in_batch)
-        return loss if self._divides_by_accumulation() else loss / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # divided by the labels of all accumulated batches
+        if whole or self.engine.divides_by_accumulation(self.args):
+            return loss
+        return loss / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
 
     def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
         """Return the loss of a training batch, a scalar; here the model's own."""
@@ -329,19 +359,21 @@ class SpeechTrainerMixin:
                 log.warning("utterance %s counts for nothing: %s", utterance.id, problem)
             self.forwarded[phase].bad[utterance.id] = problem
 
-    def _divides_by_accumulation(self) -> bool:
-        """Say whether the base class divides the loss by the accumulation steps: transformers' does, optimum-habana's mostly not."""
-        return not class_path(self).startswith("optimum.") or gaudi.divides_by_accumulation(self.args)
-
 
 class CTCTrainerMixin(SpeechTrainerMixin):
     """Adds utterance losses, so that fillers count for nothing, and decoding of real frames only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A forward that takes **kwargs makes Trainer believe that the loss is divided by the labels of all accumulated
+        # batches; ours is a mean over the utterances of its batch, which is divided by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
 
     def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
         real = [row != FILLER for row in facts.rows]
-        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config)
+        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config, facts.rows_per_rank)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
@@ -384,5 +416,5 @@ def mixed_into(base: type, mixin: type = CTCTrainerMixin) -> type:
 def class_path(trainer: object) -> str:
     """Return the full name of the library's trainer class that runs under our mixin."""
     base: Sequence[type] = type(trainer).__mro__
-    real = next(c for c in base if c.__module__.partition(".")[0] in ("optimum", "transformers"))
+    real = next(c for c in base if c.__module__.partition(".")[0] != "asr")
     return f"{real.__module__}.{real.__qualname__}"

@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from asr import engines
+
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore"
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores
+
+INSTALLED_ENGINES = [name for name in engines.names() if engines.engine(name).argument_fields()]
+ENGINE = [] if "gaudi" in INSTALLED_ENGINES else ["trainer.engine=transformers"]
+"""Overrides that name an engine where the default one's library isn't installed: the second environment of make test-slow."""
+EVERY_ENGINE = [pytest.param("gaudi", marks=pytest.mark.optimum_habana), "transformers"]
+"""Parameters of a test that holds for every engine."""
 
 TINY_CORPUS = {
     "num_train_utterances": 24,
@@ -26,6 +34,11 @@ TINY = [f"dataset.{key}={value}" for key, value in TINY_CORPUS.items()]
 """Overrides that make the corpus small."""
 FINISHED = [*TINY, "seed=7", *(f"trainer.args.{arg}" for arg in ("max_steps=6", "save_strategy=steps", "save_steps=2", "logging_steps=1"))]
 """What the run of the fixture `finished` is made with."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("optimum_habana") and "gaudi" not in INSTALLED_ENGINES:
+        pytest.skip("needs optimum-habana, which this environment is without on purpose")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,7 +66,8 @@ class Launched:
 
 
 def launch_command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "launch.py"), *arguments]
+    engine = [] if "--help" in arguments or any(a.startswith("trainer.engine=") for a in arguments) else ENGINE
+    return [sys.executable, str(ROOT / "launch.py"), *arguments, *engine]
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +110,7 @@ def composed(*overrides: Sequence[str] | str) -> dict:
     """Compose the real conf/ as launch.py does."""
     from asr import composition
 
-    return composition.to_container(composition.compose([str(o) for o in overrides]))
+    return composition.to_container(composition.compose([*ENGINE, *map(str, overrides)]))
 
 
 def sound(path: Path, seconds: float = 0.1, **options: str) -> Path:

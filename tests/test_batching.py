@@ -306,7 +306,5 @@ def test_arguments_that_static_shapes_contradict_say_why(name):
     Buckets().check({name: False})
 
 
-def test_more_shapes_than_training_graphs_are_refused():
-    with pytest.raises(ConfigError, match=r"^batching\.max_shapes: 11 is more than the 10 training graphs"):
-        Buckets(max_shapes=11).check({"use_hpu_graphs_for_training": True})
-    Buckets(max_shapes=11).check({})
+def test_how_many_shapes_training_can_meet():
+    assert [node.most_shapes for node in (Buckets(max_shapes=11), Fixed(), Longest())] == [11, 1, None]

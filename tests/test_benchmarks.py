@@ -12,6 +12,9 @@ from conftest import ROOT
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text())
 
 
+pytestmark = pytest.mark.optimum_habana  # they measure the default engine
+
+
 @pytest.fixture
 def ran(monkeypatch, capsys, tmp_path):
     """Return a function that runs a benchmark in this process and gives the JSON object of its last line."""

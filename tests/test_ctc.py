@@ -1,16 +1,22 @@
 """Models of the whole CTC mapping, decoding and losses that padding can't change, saving and loading."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from conftest import ROOT, composed
 
 from asr.collate import CTCCollator, Row
-from asr.ctc import CTCModel, frame_lengths, greedy_tokens, trained_parameters, utterance_losses
+from asr.ctc import CTCModel, batch_loss, frame_lengths, freeze_unused, greedy_tokens, trained_parameters, utterance_losses
 from asr.errors import ConfigError
 from asr.experiment import Pipeline
+from asr.frames import MODEL_TYPES
+from asr.spec_augment import takes_masks
 from asr.vocabulary import Vocabulary
 
 LABELS = [[3, 4, 4], [5, 3], [6, 4, 3, 5, 5], [3]]
@@ -42,26 +48,6 @@ def described(name: str) -> CTCModel:
 
 
 @pytest.mark.parametrize("name", ["wav2vec2_bert_tiny", "wav2vec2_tiny"])
-def test_every_trained_parameter_gets_a_gradient(name, tokenizer):
-    node = described(name)
-    model = node.load(tokenizer, new_head=True).train()
-    extractor = node.processor(tokenizer, model).feature_extractor
-    batch, _ = batch_of(CTCCollator.for_extractor(extractor), rows_of(extractor))
-    model(**batch).loss.backward()
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-def test_an_unused_mask_embedding_is_frozen_and_said_so(tokenizer, caplog):
-    caplog.set_level("INFO", "asr")
-    node = CTCModel(architecture={"model_type": "wav2vec2", **SMALL, **CONVOLUTIONS}, mask_time_prob=0.0, mask_feature_prob=0.1)
-    model = node.load(tokenizer, new_head=True)
-    assert [n for n, p in model.named_parameters() if not p.requires_grad and "masked" in n] == ["wav2vec2.masked_spec_embed"]
-    assert "froze wav2vec2.masked_spec_embed" in caplog.text
-    counts = trained_parameters(model)
-    assert counts["total"] - counts["trained"] == 32 + sum(p.numel() for p in model.wav2vec2.feature_extractor.parameters())
-
-
-@pytest.mark.parametrize("name", ["wav2vec2_bert_tiny", "wav2vec2_tiny"])
 def test_a_mask_probability_masks(name, tokenizer):
     node = described(name)
     node.mask_time_prob, node.mask_time_length = 0.3, 2
@@ -74,14 +60,8 @@ def test_a_mask_probability_masks(name, tokenizer):
     assert embedding.grad.abs().sum() > 0
 
 
-def architectures():
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
-
-    return sorted(set(MODEL_FOR_CTC_MAPPING_NAMES) - {"mctct"})  # deprecated in transformers, and not installed by it
-
-
-@pytest.mark.parametrize("model_type", architectures())
-def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
+def tiny(model_type: str, **values) -> CTCModel:
+    """Describe a small model of a type from scratch, with its feature extractor."""
     extra = {"feature_projection_input_dim": 160} if model_type == "wav2vec2-bert" else CONVOLUTIONS
     if model_type.startswith("sew"):
         extra = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "squeeze_factor": 2}
@@ -90,7 +70,12 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     )
     if model_type == "wav2vec2-bert":
         extractor |= {"feature_size": 80, "num_mel_bins": 80, "stride": 2, "padding_value": 0.0}
-    node = CTCModel(architecture={"model_type": model_type, **SMALL, **extra, "apply_spec_augment": False}, feature_extractor=extractor)
+    return CTCModel(architecture={"model_type": model_type, **SMALL, **extra, **values}, feature_extractor=extractor)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
+    node = tiny(model_type, apply_spec_augment=False)
     model = node.load(tokenizer, new_head=True)
     processor = node.processor(tokenizer, model)
     batch, facts = batch_of(CTCCollator.for_extractor(processor.feature_extractor), rows_of(processor.feature_extractor))
@@ -107,6 +92,113 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     else:
         torch.testing.assert_close(ours.mean(), theirs)
     assert greedy_tokens(logits, frames, 0).shape == logits.shape[:2]
+
+
+def ready_to_train(node: CTCModel, tokenizer):
+    """Return model and training batch as asr.experiment.build makes them, before anything is frozen, and its short example."""
+    torch.manual_seed(0)
+    model = node.load(tokenizer, new_head=True)
+    extractor = node.processor(tokenizer, model).feature_extractor
+    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, seed=0)
+    return takes_masks(model), collator.example(extractor), collator(rows_of(extractor))
+
+
+def training_loss(model, forward, batch):
+    """Return the loss of CTCTrainerMixin's training step."""
+    inputs = dict(batch)
+    facts, labels = inputs.pop("facts"), inputs.pop("labels")
+    return batch_loss(forward(**inputs).logits, labels, frame_lengths(model, facts.lengths), [True] * len(labels), model.config)
+
+
+UNUSED = {"wav2vec2-conformer": {"pos_conv_embed.conv.bias", "original0", "original1"}}
+"""Parameters that no forward of a type uses, by the end of their names (transformers 4.55)."""
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_gets_no_gradient_is_frozen_and_nothing_else(model_type, masked, tokenizer, caplog):
+    caplog.set_level("INFO", "asr")
+    masks = {"mask_time_prob": 0.3, "mask_time_length": 2, "mask_feature_prob": 0.1, "mask_feature_length": 2}
+    layers = {} if model_type == "sew-d" else {"layerdrop": 0.9}  # a layer that is dropped in training is used all the same
+    model, example, batch = ready_to_train(tiny(model_type, **masks, **layers, apply_spec_augment=masked), tokenizer)
+    dice, before = torch.get_rng_state(), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    frozen = freeze_unused(model.train(), example)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), dice)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    model.config.layerdrop = 0.0
+    training_loss(model, model, batch).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    ends = UNUSED.get(model_type, set()) | (set() if masked else {"masked_spec_embed"})
+    assert len(frozen) == len(ends)
+    assert all(name.endswith(tuple(ends)) and name in caplog.text for name in frozen)
+    assert ("froze" in caplog.text) == bool(frozen)
+    assert freeze_unused(model, example) == []
+
+
+def test_an_unused_mask_embedding_is_frozen_and_said_so(tokenizer, caplog):
+    caplog.set_level("INFO", "asr")
+    node = CTCModel(architecture={"model_type": "wav2vec2", **SMALL, **CONVOLUTIONS}, mask_time_prob=0.0, mask_feature_prob=0.1)
+    model, example, _ = ready_to_train(node, tokenizer)
+    assert freeze_unused(model, example) == ["wav2vec2.masked_spec_embed"]
+    assert "froze what would get no gradient: wav2vec2.masked_spec_embed (no time masks)" in caplog.text
+    counts = trained_parameters(model)
+    assert counts["total"] - counts["trained"] == 32 + sum(p.numel() for p in model.wav2vec2.feature_extractor.parameters())
+
+
+def test_a_graph_that_is_hidden_freezes_nothing(tokenizer, monkeypatch):
+    """Reentrant checkpointing keeps its part of the graph to itself: what it uses would look unused."""
+    model, example, _ = ready_to_train(tiny("wav2vec2", apply_spec_augment=False), tokenizer)
+    layer = model.wav2vec2.encoder.layers[0]
+    plain = layer.forward
+
+    def checkpointed(hidden, **kwargs):
+        return (torch.utils.checkpoint.checkpoint(lambda h: plain(h, **kwargs)[0], hidden, use_reentrant=True),)
+
+    monkeypatch.setattr(layer, "forward", checkpointed)
+    assert freeze_unused(model, example) == []
+
+
+def train_on_a_rank(rank: int, folder: Path, freezes: bool) -> None:
+    """Train a Conformer, whose pos_conv_embed no forward uses, with DDP as GaudiTrainingArguments has it: every gradient is awaited."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{freezes}", rank=rank, world_size=2)
+    node = tiny("wav2vec2-conformer", apply_spec_augment=False, layerdrop=0.0)
+    model, example, batch = ready_to_train(node, Vocabulary().tokenizer_from(Vocabulary().build(["abcdef"]), folder))
+    assert not freezes or len(freeze_unused(model, example)) == 4
+    parallel = torch.nn.parallel.DistributedDataParallel(model.train())
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
+    for _ in range(3):
+        training_loss(model, parallel, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    theirs = weights.clone()
+    dist.broadcast(theirs, src=0)
+    assert torch.equal(weights, theirs)
+    dist.destroy_process_group()
+
+
+def train_on_two_ranks(folder: str) -> None:
+    """Fork two ranks with the unused parameters frozen, then two without, from a process that has computed nothing yet."""
+    import transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer  # noqa: F401 - once, and not in each rank
+    from torch.multiprocessing import ProcessRaisedException, start_processes
+
+    start_processes(train_on_a_rank, (Path(folder), True), nprocs=2, start_method="fork")
+    print("frozen: trained")
+    try:
+        start_processes(train_on_a_rank, (Path(folder), False), nprocs=2, start_method="fork")
+    except ProcessRaisedException as error:
+        print("not frozen:", error)
+
+
+def test_two_processes_train_what_used_to_break_ddp(tmp_path):
+    code = f"import test_ctc; test_ctc.train_on_two_ranks({str(tmp_path)!r})"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    assert "frozen: trained" in done.stdout, done.stderr
+    assert "Expected to have finished reduction in the prior iteration" in done.stdout.partition("not frozen:")[2]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -179,6 +271,20 @@ def test_a_local_folder_is_a_model(saved, tokenizer):
     assert not next(model.wav2vec2.feature_extractor.parameters()).requires_grad  # frozen by default, as published
 
 
+def test_a_checkpoint_saved_by_either_transformers_has_an_input_length(saved):
+    """transformers 5 puts the feature extractor's config into processor_config.json and writes no preprocessor_config.json."""
+    kept = {"feature_extractor_type": "SeamlessM4TFeatureExtractor", "stride": 3, "sampling_rate": 8000}
+    for name, content in (("preprocessor_config.json", kept), ("processor_config.json", {"feature_extractor": kept})):
+        for other in ("preprocessor_config.json", "processor_config.json"):
+            (saved / other).unlink(missing_ok=True)
+        (saved / name).write_text(json.dumps(content))
+        length = CTCModel(name_or_path=str(saved)).input_length()
+        assert (length.sample_rate_hz, length.stride) == (8000, 3)
+    (saved / "processor_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has no preprocessor_config\.json"):
+        CTCModel(name_or_path=str(saved)).input_length()
+
+
 def test_a_pretrained_encoder_without_a_head_gets_one(tokenizer, tmp_path):
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
@@ -213,7 +319,8 @@ def test_a_head_for_another_vocabulary_is_refused_unless_it_is_made_anew(saved, 
 
 
 def test_a_checkpoint_without_a_feature_extractor_is_named(saved, tokenizer):
-    (saved / "preprocessor_config.json").unlink()
+    for name in ("preprocessor_config.json", "processor_config.json"):  # transformers 4.55 writes the one, 5 the other
+        (saved / name).unlink(missing_ok=True)
     node = CTCModel(name_or_path=str(saved))
     with pytest.raises(ConfigError, match=r"^model\.name_or_path: no feature extractor"):
         node.processor(tokenizer, node.load(tokenizer, new_head=False))

@@ -187,6 +187,22 @@ def test_what_a_fixed_shape_can_t_hold_is_left_out(run, tmp_path):
         prepared(run, tmp_path, ["abc", "abcdef"], "batching=fixed", "batching.seconds=0.5")
 
 
+def test_what_gets_no_gradient_is_frozen_before_the_trainer_counts(run):
+    """A Conformer of transformers has a pos_conv_embed that its forward doesn't use."""
+    conformer = ["model=wav2vec2_tiny", "model.architecture.model_type=wav2vec2-conformer", "~model.architecture.do_stable_layer_norm"]
+    pipeline = Pipeline.of(composed(*TINY, *conformer))
+    experiment.prepare(pipeline, run)
+    made, _ = experiment.build(pipeline, run)
+    frozen = {name: p.numel() for name, p in made.model.named_parameters() if not p.requires_grad}
+    assert [name.partition("pos_conv_embed.conv.")[2] for name in frozen] == [
+        "bias",
+        *(f"parametrizations.weight.original{i}" for i in (0, 1)),
+    ]
+    counts = Run.load(run.path).record["parameters"]
+    assert counts["total"] - counts["trained"] == sum(frozen.values())
+    assert "froze what would get no gradient: wav2vec2_conformer.encoder.pos_conv_embed.conv.bias" in (run.path / "run.log").read_text()
+
+
 def test_labels_are_those_of_the_tokenizer(run):
     pipeline = Pipeline.of(run.config)
     experiment.prepare(pipeline, run)

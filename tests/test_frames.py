@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from asr.ctc import CTCModel
-from asr.frames import FrameCount
+from asr.errors import ConfigError
+from asr.frames import MODEL_TYPES, FrameCount
 
-MODEL_TYPES = "data2vec-audio hubert sew sew-d unispeech unispeech-sat wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm".split()
+NOT_COUNTED = ["mctct", "granite_speech5_ctc", "lasr_ctc", "parakeet_ctc"]
 WITH_ADAPTER = ["data2vec-audio", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 10}
 
@@ -31,7 +32,13 @@ def test_frames_are_the_model_s_own(model_type, with_adapter):
 def test_the_mapping_has_no_other_model_type():
     from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
-    assert set(MODEL_FOR_CTC_MAPPING_NAMES) <= {*MODEL_TYPES, "mctct", "parakeet_ctc", "lasr_ctc"}
+    assert set(MODEL_TYPES) <= set(MODEL_FOR_CTC_MAPPING_NAMES) <= {*MODEL_TYPES, *NOT_COUNTED}
+
+
+@pytest.mark.parametrize("model_type", [*NOT_COUNTED, "bert"])
+def test_a_model_whose_frames_are_not_counted_is_refused(model_type):
+    with pytest.raises(ConfigError, match=rf"^architecture\.model_type: '{model_type}' has .*; these have one that is: data2vec"):
+        CTCModel(architecture={"model_type": model_type})
 
 
 def test_less_than_a_frame_is_none():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from asr import gaudi
@@ -14,6 +15,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env, timeout=200)
 
 
+@pytest.mark.optimum_habana
 def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
     """A path with a shell and nothing else: optimum-habana asks `pip list` for its plugin's version."""
     (tmp_path / "sh").symlink_to("/bin/sh")
@@ -24,7 +26,8 @@ def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
         "assert gaudi.trainer_class().__module__ == 'optimum.habana.transformers.trainer'\n"
         "assert subprocess.run is run\n"
         "gaudi.optimum_habana(); gaudi.trainer_class()\n"
-        "args = gaudi.training_arguments(output_dir='x', use_cpu=True, use_habana=False, use_lazy_mode=False)\n"
+        "from asr import engines, topology\n"
+        "args = engines.engine('gaudi').training_arguments({'output_dir': 'x'}, topology.Topology())\n"
         "print(args.device, 'habana_frameworks' in sys.modules)\n"
         "import optimum.habana.transformers.trainer as t; print(t.get_hpu_memory_stats(args.device))\n"
         "try:\n    import habana_frameworks\nexcept ImportError:\n    print('absent')\n",
@@ -36,6 +39,7 @@ def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
     assert "hl-smi" not in done.stderr
 
 
+@pytest.mark.optimum_habana
 def test_a_host_that_has_habana_frameworks_is_left_alone(tmp_path):
     """With the package there, optimum-habana's own question is asked, and fails as it would anywhere without the plugin."""
     (tmp_path / "habana_frameworks").mkdir()
@@ -59,25 +63,11 @@ def test_without_the_extra_the_message_says_what_to_install():
         "try:\n    gaudi.optimum_habana()\nexcept ConfigError as error:\n    print(error)\n"
     )
     assert "asr-gaudi[gaudi]" in done.stdout, done.stderr
+    assert "trainer.engine=transformers" in done.stdout
 
 
+@pytest.mark.optimum_habana
 def test_the_gaudi_config_is_the_library_s():
     built = gaudi.GaudiConfig(use_fused_adam=True, autocast_bf16_ops=["add"]).build()
     assert type(built).__module__ == "optimum.habana.transformers.gaudi_configuration"
     assert (built.use_fused_adam, built.use_fused_clip_norm, built.autocast_bf16_ops) == (True, False, ["add"])
-
-
-def test_a_combination_that_the_arguments_refuse_is_a_configuration_error(tmp_path):
-    import pytest
-
-    from asr.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=r"^trainer\.args: .*load_best_model_at_end"):
-        gaudi.training_arguments(
-            output_dir=str(tmp_path),
-            use_cpu=True,
-            use_habana=False,
-            use_lazy_mode=False,
-            load_best_model_at_end=True,
-            save_strategy="epoch",
-        )

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from asr.frames import FrameCount
+from asr.frames import MODEL_TYPES, FrameCount
 from asr.spec_augment import SpecAugment, takes_masks
 
 WIDTH = 32
@@ -27,7 +27,6 @@ OWN = {
     "sew-d": {**POSITIONS, "squeeze_factor": 2},
     "wav2vec2-bert": {"feature_projection_input_dim": 20, "conv_depthwise_kernel_size": 5},
 }
-TYPES = sorted(set(transformers.models.auto.modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES) - {"mctct"})
 MASKED = {"mask_time_prob": 0.4, "mask_time_length": 4, "mask_feature_prob": 0.2, "mask_feature_length": 3}
 
 
@@ -75,7 +74,7 @@ def embedding_of(model):
     return next(p for name, p in model.named_parameters() if name.endswith("masked_spec_embed"))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_given_masks_do_what_transformers_does_with_its_own(model_type, monkeypatch):
     plain = model_of(model_type)
     plain.config.mask_feature_min_masks = 0  # WavLMConfig lacks it, and WavLM's own forward fails for that
@@ -93,7 +92,7 @@ def test_given_masks_do_what_transformers_does_with_its_own(model_type, monkeypa
     assert (ours(**batch).logits - got.logits).abs().max() > 1e-4  # the masks had something to change
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_without_masks_the_model_is_the_untouched_one_and_draws_nothing(model_type):
     plain = model_of(model_type)
     ours = takes_masks(copy.deepcopy(plain))
@@ -103,7 +102,7 @@ def test_without_masks_the_model_is_the_untouched_one_and_draws_nothing(model_ty
     torch.testing.assert_close(ours.eval()(**batch).logits, plain.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_frames_before_the_adapter_are_the_hidden_states_that_are_masked(model_type, monkeypatch):
     values = {"add_adapter": True} if "wav2vec2" in model_type else {}
     model = model_of(model_type, **values).eval()
@@ -120,7 +119,7 @@ def test_frames_before_the_adapter_are_the_hidden_states_that_are_masked(model_t
         assert seen.pop() == frames(length), length
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_is_saved_is_a_plain_model(model_type, tmp_path):
     plain = model_of(model_type)
     ours = takes_masks(copy.deepcopy(plain))
@@ -137,13 +136,13 @@ def test_what_is_saved_is_a_plain_model(model_type, tmp_path):
 
 
 def test_the_trainer_reads_the_same_signature():
-    """With **kwargs in it, Trainer would no longer divide the loss by the accumulation steps; without labels, not evaluate."""
+    """With **kwargs added, Trainer would take the loss for one divided by the number of labels; without labels, not evaluate."""
     plain = model_of("wav2vec2")
     before = list(inspect.signature(plain.forward).parameters)
     ours = takes_masks(plain)
-    after = inspect.signature(ours.forward).parameters
-    assert list(after) == [*before, "mask_time_indices", "mask_feature_indices"]
-    assert not any(p.kind is p.VAR_KEYWORD for p in after.values())
+    after = list(inspect.signature(ours.forward).parameters)
+    rest = ["kwargs"] if before[-1] == "kwargs" else []  # transformers 5 has them
+    assert after == [*before[: len(before) - len(rest)], "mask_time_indices", "mask_feature_indices", *rest]
     assert transformers.utils.find_labels(type(ours)) == ["labels"]
 
 
@@ -387,7 +386,7 @@ def test_more_real_frames_than_the_batch_has_is_a_defect():
         TIME_ONLY.draw([10], 9, epoch=0, rows=[4])
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_config_says_what_is_masked(model_type):
     assert SpecAugment.for_model(model_of(model_type, mask_time_min_masks=1), seed=9) == SpecAugment(
         **MASKED, mask_time_min_masks=1, mask_feature_min_masks=0, hidden_size=WIDTH, seed=9

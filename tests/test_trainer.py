@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import TINY, composed
+from conftest import INSTALLED_ENGINES, TINY, composed
 
-from asr import gaudi, manifest, metrics, trainer
+from asr import arguments, engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import ConfigError, DataError
@@ -62,6 +62,7 @@ def spied_on(made):
     return drawn
 
 
+@pytest.mark.optimum_habana
 def test_the_class_is_the_real_gaudi_trainer_under_our_mixin(tmp_path):
     made, _ = built(tmp_path)
     assert trainer.class_path(made) == "optimum.habana.transformers.trainer.GaudiTrainer"
@@ -100,7 +101,7 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
     steps = [
         "trainer.args.max_steps=2",
         "trainer.args.learning_rate=1e-2",
-        "trainer.args.warmup_ratio=0",
+        "trainer.args.warmup_steps=0",
         "trainer.args.optim=sgd",
         "trainer.args.save_strategy=no",
     ]
@@ -282,7 +283,12 @@ def test_masks_are_drawn_for_training_only_and_reach_the_model(tmp_path):
     assert all(masks == {} for masks in given["eval"])
 
 
-@pytest.mark.parametrize("base", ["transformers.Trainer", "optimum.habana.GaudiTrainer", "optimum.habana.GaudiSeq2SeqTrainer"])
+GAUDI_CLASSES = [
+    pytest.param(f"optimum.habana.{name}", marks=pytest.mark.optimum_habana) for name in ("GaudiTrainer", "GaudiSeq2SeqTrainer")
+]
+
+
+@pytest.mark.parametrize("base", ["transformers.Trainer", *GAUDI_CLASSES])
 def test_batches_work_in_every_trainer_class(tmp_path, base):
     """A speech encoder with a text decoder: the loss is the model's own, and rows without labels count for nothing in it."""
     import transformers
@@ -299,12 +305,12 @@ def test_batches_work_in_every_trainer_class(tmp_path, base):
     options |= {"remove_unused_columns": False, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
     library, _, name = base.rpartition(".")
     if library == "transformers":
-        args, more = transformers.TrainingArguments(**options), {}
+        args, more = transformers.TrainingArguments(**options), {"engine": engines.engine("transformers")}
     else:
         kind = "GaudiSeq2SeqTrainingArguments" if "Seq2Seq" in name else "GaudiTrainingArguments"
         habana = gaudi.optimum_habana()
         args = getattr(habana, kind)(**options, use_habana=False, use_lazy_mode=False)
-        more = {"gaudi_config": habana.GaudiConfig()}
+        more = {"gaudi_config": habana.GaudiConfig(), "engine": engines.engine("gaudi")}
     cls = getattr(transformers if library == "transformers" else gaudi.optimum_habana(), name)
     ours = trainer.mixed_into(cls, trainer.SpeechTrainerMixin)(
         model=net, args=args, data_collator=made.data_collator, train_dataset=made.train_dataset, eval_dataset=made.eval_dataset,
@@ -314,16 +320,6 @@ def test_batches_work_in_every_trainer_class(tmp_path, base):
     assert "eval_loss" in ours.evaluate()
     assert trainer.class_path(ours).endswith(name)
     assert len(ours.forwarded["train"].shapes) == len(ours.forwarded["eval"].shapes) == 2
-
-
-def test_accumulation_is_divided_by_whoever_does_it(tmp_path):
-    """transformers' Trainer divides the loss by the accumulation steps itself; GaudiTrainer doesn't, so we do."""
-    import transformers
-
-    made, _ = built(tmp_path)
-    stock = trainer.mixed_into(transformers.Trainer).__new__(trainer.mixed_into(transformers.Trainer))
-    assert stock._divides_by_accumulation()
-    assert not made._divides_by_accumulation()
 
 
 def test_resuming_goes_on_with_the_batch_after_the_checkpoint(tmp_path):
@@ -355,11 +351,23 @@ def test_workers_change_nothing(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(("argument", "value"), [("prefetch_factor", 3), ("persistent_workers", True), ("multiprocessing_context", "fork")])
+def test_the_loader_s_arguments_reach_it(tmp_path, argument, value):
+    name = f"dataloader_{argument}"
+    if name not in engines.engine(INSTALLED_ENGINES[-1]).argument_fields():
+        pytest.skip(f"transformers 5 has {name}")
+    made, _ = built(tmp_path, "trainer.args.dataloader_num_workers=1", f"trainer.args.{name}={value}")
+    given = getattr(made.get_train_dataloader(), argument)
+    assert getattr(given, "get_start_method", lambda: given)() == value
+
+
 @pytest.mark.parametrize("name", sorted(trainer.ELSEWHERE))
 def test_arguments_decided_elsewhere_say_where(name):
     with pytest.raises(ConfigError, match=rf"^args\.{name}: is not set here"):
-        trainer.CTCTraining(args={name: None})
+        trainer.CTCTraining(engine=INSTALLED_ENGINES[0], args={name: None})
 
 
+@pytest.mark.optimum_habana
 def test_ranges_and_refusals_name_real_arguments():
-    assert set(trainer.RANGES) | set(trainer.ELSEWHERE) <= set(trainer.arguments())
+    fields = {name for engine in engines.names() for name in engines.engine(engine).argument_fields()}
+    assert set(trainer.RANGES) | set(trainer.ELSEWHERE) <= fields | arguments.SPELLINGS

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import soundfile
 import yaml
-from conftest import FINISHED, ROOT, TINY, launch_command
+from conftest import ENGINE, FINISHED, ROOT, TINY, launch_command
 
 SHORT = [*TINY, "trainer.args.max_steps=2", "trainer.args.save_strategy=no"]
+TRAINER_CLASS = "transformers.trainer.Trainer" if ENGINE else "optimum.habana.transformers.trainer.GaudiTrainer"
 GROUPS = ("dataset", "batching", "model", "gaudi_config", "trainer", "topology", "experiment")
 
 
@@ -36,18 +37,18 @@ def test_run_json(run_dir):
     record = read(run_dir / "run.json")
     assert (record["schema"], record["experiment"], record["version"]) == (1, "spoken_digits_ctc", "v1")
     assert (record["status"], record["exit_code"]) == ("finished", 0)
-    assert record["trainer_class"] == "optimum.habana.transformers.trainer.GaudiTrainer"
+    assert record["trainer_class"] == TRAINER_CLASS
     assert "trainer.args.max_steps=6" in record["overrides"]
     assert record["command"][1].endswith("launch.py")
-    assert record["packages"]["optimum-habana"] == "1.21.2"
+    assert record["packages"].get("optimum-habana") == (None if ENGINE else "1.21.2")
     assert record["dataset"]["splits"]["train"]["utterances"] == 24
     assert len(record["dataset"]["fingerprint"]) == 16
     assert record["trust_remote_code"] is False
     assert record["text"]["scoring"]
     assert record["parameters"]["trained"] == record["parameters"]["total"] > 600_000
     log = (run_dir / "run.log").read_text()
-    assert "trainer: optimum.habana.transformers.trainer.GaudiTrainer on cpu" in log
-    assert log.count("habana_frameworks is absent") == 1
+    assert f"trainer: {TRAINER_CLASS} on cpu" in log
+    assert log.count("habana_frameworks is absent") == (0 if ENGINE else 1)
 
 
 def test_metrics_are_flat_numbers(run_dir):
@@ -179,7 +180,7 @@ def test_ctrl_c_stops_a_sweep(tmp_path, own_cache):
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        wait_for(lambda: "trainer: optimum" in (tmp_path / "s" / "0" / "run.log").read_text())
+        wait_for(lambda: "trainer: " in (tmp_path / "s" / "0" / "run.log").read_text())
         os.killpg(process.pid, signal.SIGINT)  # what a terminal sends
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -190,7 +191,7 @@ def test_ctrl_c_stops_a_sweep(tmp_path, own_cache):
 def test_a_worker_does_not_outlive_its_parent(tmp_path, own_cache):
     command = launch_command("-m", *TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "seed=1,2", "hydra.sweep.dir=s")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: "trainer: optimum" in (tmp_path / "s" / "0" / "run.log").read_text())
+        wait_for(lambda: "trainer: " in (tmp_path / "s" / "0" / "run.log").read_text())
         process.kill()
     wait_for(lambda: read(tmp_path / "s" / "0" / "run.json")["exit_code"] == 143, seconds=20)
 
@@ -361,7 +362,7 @@ def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     ) as process:
-        wait_for(lambda: re.search(r"trainer: optimum", (tmp_path / "r" / "run.log").read_text()))
+        wait_for(lambda: re.search(r"trainer: ", (tmp_path / "r" / "run.log").read_text()))
         time.sleep(1)
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)

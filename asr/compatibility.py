@@ -1,0 +1,295 @@
+"""Combinations that can't work, each a rule with the reason and where it was read.
+
+In: a pipeline's light objects, and what lies on this disk. Out: ConfigErrors that name the key to change and the mend;
+no device, data, network or torch is needed. Versions meant: optimum-habana 1.21.2, transformers 4.55.4, accelerate 1.10.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from asr import gaudi
+from asr.batching import MOST_GRAPHS
+from asr.errors import ConfigError
+from asr.signatures import function_parameters
+
+
+class Combination(Protocol):
+    """The parts of a pipeline that have to go together."""
+
+    @property
+    def stages(self) -> Sequence[str]: ...
+    @property
+    def batching(self) -> Any: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def gaudi_config(self) -> Any: ...
+    @property
+    def trainer(self) -> Any: ...
+    @property
+    def topology(self) -> Any: ...
+
+
+TRAINING_GRAPHS = "use_hpu_graphs_for_training"
+GRAPHS = (TRAINING_GRAPHS, "use_hpu_graphs_for_inference", "use_hpu_graphs")
+"""Arguments that switch HPU graphs on; the last is deprecated, checked by the library like the others, and does nothing."""
+UNSUPPORTED = {
+    "fp16": "trainer.args.bf16=true is a Gaudi's mixed precision",
+    "fp16_full_eval": "trainer.args.bf16=true is a Gaudi's mixed precision",
+    "tf32": "trainer.args.bf16=true is a Gaudi's mixed precision",
+    "tpu_num_cores": "leave it out",
+    "tpu_metrics_debug": "leave it out",
+    "mp_parameters": "leave it out",
+}
+"""Arguments that GaudiTrainingArguments inherits and refuses (optimum-habana, training_args.py:459-469), with the mend."""
+
+
+def problems(asked: Combination, *, here: bool = True) -> list[ConfigError]:
+    """Return everything that keeps this combination from working; empty when nothing does, or when no worker is to start.
+
+    With `here` false it is to work on another machine, so what isn't installed on this one doesn't matter.
+    What a hub checkpoint's config.json decides is judged once that file lies in the hub's cache: ask again then.
+    """
+    rules: list[Rule] = []
+    if {"train", "evaluate"} & set(asked.stages):
+        rules += RULES
+    if "train" in asked.stages:
+        rules += TRAINING_RULES
+    return [problem for rule in rules if (here or rule is not habana_is_there) and (problem := rule(asked)) is not None]
+
+
+def habana_is_there(asked: Combination) -> ConfigError | None:
+    """An HPU needs habana_frameworks: optimum-habana imports it (trainer.py:302-319), and accelerate finds no HPU without it
+    (utils/imports.py:440)."""
+    if not asked.topology.use_habana or gaudi.habana_is_installed():
+        return None
+    return ConfigError(
+        "computes on an HPU, and habana_frameworks is not installed here: launch on a Gaudi host, or choose topology=cpu.", key="topology"
+    )
+
+
+def gaudi_engine_has_its_device(asked: Combination) -> ConfigError | None:
+    """GaudiTrainingArguments knows CPU and HPU: "No device has been set" otherwise (optimum-habana, training_args.py:1076)."""
+    if not _is_gaudi(asked) or asked.topology.device in ("cpu", "hpu"):
+        return None
+    return ConfigError(
+        f"GaudiTrainer computes on a CPU or an HPU, not on {asked.topology.device}: choose trainer.engine=transformers, or topology=cpu.",
+        key="trainer.engine",
+    )
+
+
+def graphs_have_an_hpu(asked: Combination) -> ConfigError | None:
+    """HPU graphs need an HPU: GaudiTrainingArguments raises ValueError without use_habana (optimum-habana, training_args.py:438)."""
+    if asked.topology.use_habana or not _graphs(asked):
+        return None
+    key = _graphs(asked)[0]
+    return ConfigError("HPU graphs need an HPU, which this topology has not: set it to false.", key=key)
+
+
+def graphs_have_lazy_mode(asked: Combination) -> ConfigError | None:
+    """HPU graphs are lazy-only: GaudiTrainingArguments raises ValueError in eager mode, except with a torch.compile backend
+    (optimum-habana, training_args.py:442)."""
+    topology, args = asked.topology, asked.trainer.args
+    if not topology.use_habana or topology.use_lazy_mode or args.get("torch_compile_backend") or not _graphs(asked):
+        return None
+    return ConfigError(
+        "HPU graphs are captured in lazy mode only: set topology.use_lazy_mode=true, or this to false.", key=_graphs(asked)[0]
+    )
+
+
+def graph_options_have_graphs(asked: Combination) -> ConfigError | None:
+    """max_hpu_graphs and disable_tensor_cache_hpu_graphs raise ValueError without graphs (optimum-habana, training_args.py:452-456)."""
+    args = asked.trainer.args
+    given = {"max_hpu_graphs": args.get("max_hpu_graphs") is not None}
+    given["disable_tensor_cache_hpu_graphs"] = bool(args.get("disable_tensor_cache_hpu_graphs"))
+    unused = [name for name, is_set in given.items() if is_set]
+    if not unused or _graphs(asked):
+        return None
+    return ConfigError(f"there are no HPU graphs to apply it to: leave it out, or set trainer.args.{GRAPHS[1]}=true.", key=_arg(unused[0]))
+
+
+def arguments_are_supported(asked: Combination) -> ConfigError | None:
+    """fp16 and some others are inherited from transformers and refused (optimum-habana, training_args.py:459-469)."""
+    refused = [name for name in UNSUPPORTED if asked.trainer.args.get(name)]
+    if not refused or not _is_gaudi(asked):
+        return None
+    return ConfigError(
+        f"GaudiTrainer doesn't support it: {UNSUPPORTED[refused[0]]}, or choose trainer.engine=transformers.", key=_arg(refused[0])
+    )
+
+
+def deepspeed_has_an_hpu(asked: Combination) -> ConfigError | None:
+    """Gaudi's DeepSpeed runs on HPUs: GaudiTrainingArguments raises ValueError otherwise (optimum-habana, training_args.py:849)."""
+    if not asked.topology.deepspeed or not _is_gaudi(asked) or asked.topology.use_habana:
+        return None
+    return ConfigError(
+        "GaudiTrainer's DeepSpeed runs on HPUs only: choose a topology of HPUs, or one without DeepSpeed.", key="topology.deepspeed"
+    )
+
+
+def autocast_lists_come_in_time(asked: Combination) -> ConfigError | None:
+    """GaudiTrainer declares both op lists after the device is set up, and so after habana_frameworks.torch.core is imported:
+    RuntimeError (optimum-habana, trainer.py:297, gaudi_configuration.py:83). Run on the rehearsal device."""
+    ours, variable = asked.gaudi_config, "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST"
+    given = ours.autocast_bf16_ops is not None and ours.autocast_fp32_ops is not None
+    autocast = asked.trainer.args.get("bf16") or ours.use_torch_autocast
+    if not (given and autocast and asked.topology.use_habana and _is_gaudi(asked)) or asked.topology.deepspeed:
+        return None
+    if variable in asked.topology.worker_environment():
+        return None
+    return ConfigError(
+        "GaudiTrainer declares lists of ops too late, once the device is in use: leave both null, and name files that hold "
+        f"them in topology.environment ({variable}, PT_HPU_AUTOCAST_FP32_OPS_LIST).",
+        key="gaudi_config.autocast_bf16_ops",
+    )
+
+
+def fast_ddp_has_hpus(asked: Combination) -> ConfigError | None:
+    """fast_ddp fuses gradients in a buffer on "hpu:0", with an HPU graph (optimum-habana, distributed/fast_ddp.py:70,
+    trainer.py:1062); with one process it is never called."""
+    if not _uses_fast_ddp(asked) or asked.topology.use_habana:
+        return None
+    return ConfigError("fast_ddp reduces gradients on HPUs only: take ddp.", key=_arg("distribution_strategy"))
+
+
+def several_graphed_cards_use_fast_ddp(asked: Combination) -> ConfigError | None:
+    """optimum-habana's documentation of use_hpu_graphs_for_training asks for fast_ddp with several cards: DDP reduces gradients in
+    hooks of the backward pass, which a replayed graph doesn't call."""
+    if not _graphs_training(asked) or asked.topology.num_processes == 1 or asked.topology.deepspeed or _uses_fast_ddp(asked):
+        return None
+    return ConfigError(
+        f"training graphs on several cards need fast_ddp: set it, or trainer.args.{TRAINING_GRAPHS}=false.",
+        key=_arg("distribution_strategy"),
+    )
+
+
+def layers_are_not_dropped(asked: Combination) -> ConfigError | None:
+    """A skipped layer's parameters get no gradient in that step. LayerDrop is drawn by Python in forward (transformers,
+    modeling_wav2vec2.py:732; optimum-habana, models/wav2vec2/modeling_wav2vec2.py:234), and only DeepSpeed ZeRO-3 and FSDP
+    run the layer all the same.
+
+    DDP waits for every gradient unless find_unused_parameters is set: RuntimeError in the next forward (run with 2 gloo
+    processes). fast_ddp reduces the gradients that the first step had and no others (distributed/fast_ddp.py:76-99). A training
+    graph replays the choice it was captured with: run on the rehearsal device.
+    """
+    try:
+        dropped = {key: share for key, share in asked.model.known_layerdrop().items() if share > 0}
+    except ConfigError as error:
+        return error.under("model")
+    if not dropped:
+        return None
+    key, share = next(iter(dropped.items()))
+    if _graphs_training(asked):
+        why, mend = "a training graph replays the layers that were dropped when it was captured", f"trainer.args.{TRAINING_GRAPHS}=false"
+    elif _uses_fast_ddp(asked):
+        why, mend = (
+            "fast_ddp reduces the gradients of the first step's layers only",
+            "trainer.args.ddp_find_unused_parameters=true with ddp",
+        )
+    elif _uses_ddp(asked) and not _finds_unused_parameters(asked):
+        why, mend = "with several processes DDP waits for the gradients of dropped layers", "trainer.args.ddp_find_unused_parameters=true"
+    else:
+        return None
+    return ConfigError(f"is {share:g}, but {why}: set it to 0, or {mend}.", key=f"model.{key}")
+
+
+def graphs_are_few(asked: Combination) -> ConfigError | None:
+    """ModuleCacher keeps 10 graphs, whatever max_hpu_graphs says: it is called with its default (optimum-habana, trainer.py:512).
+    A step of an eleventh shape runs uncaptured."""
+    most = asked.batching.most_shapes
+    if not _graphs_training(asked) or (most is not None and most <= MOST_GRAPHS):
+        return None
+    if most is None:
+        return ConfigError(
+            f"has a new shape nearly every step, and optimum-habana keeps {MOST_GRAPHS} training graphs: choose batching=buckets or "
+            f"fixed, or set trainer.args.{TRAINING_GRAPHS}=false.",
+            key="batching",
+        )
+    return ConfigError(
+        f"{most} is more than the {MOST_GRAPHS} training graphs that optimum-habana keeps: choose fewer, or set "
+        f"trainer.args.{TRAINING_GRAPHS}=false.",
+        key="batching.max_shapes",
+    )
+
+
+def graphed_models_do_not_generate(asked: Combination) -> ConfigError | None:
+    """ModuleCacher changes the model in place, and its generate() refuses labels: "model_kwargs not used" (optimum-habana,
+    trainer.py:512; run on the rehearsal device)."""
+    if not _graphs_training(asked) or not asked.trainer.args.get("predict_with_generate"):
+        return None
+    return ConfigError(
+        f"a model whose training is captured in graphs can't generate: set it to false, or trainer.args.{TRAINING_GRAPHS}=false.",
+        key=_arg("predict_with_generate"),
+    )
+
+
+def checkpointing_knows_this_torch(asked: Combination) -> ConfigError | None:
+    """In lazy mode optimum-habana replaces torch's checkpointing and calls its generator by position (gradient_checkpointing.py:368).
+    torch 2.13 has `early_stop` where the function's arguments begin: TypeError. Judged by the torch that is installed here."""
+    if not asked.trainer.args.get("gradient_checkpointing") or not _is_gaudi(asked) or asked.topology.deepspeed:
+        return None
+    if not (asked.topology.use_habana and asked.topology.use_lazy_mode):
+        return None
+    if "early_stop" not in function_parameters("torch.utils.checkpoint", "_checkpoint_without_reentrant_generator"):
+        return None
+    return ConfigError(
+        "optimum-habana's checkpointing in lazy mode doesn't fit the installed torch: set it to false, or topology.use_lazy_mode=false.",
+        key=_arg("gradient_checkpointing"),
+    )
+
+
+Rule = Callable[[Combination], ConfigError | None]
+RULES: tuple[Rule, ...] = (
+    habana_is_there,
+    gaudi_engine_has_its_device,
+    graphs_have_an_hpu,
+    graphs_have_lazy_mode,
+    graph_options_have_graphs,
+    arguments_are_supported,
+    deepspeed_has_an_hpu,
+    autocast_lists_come_in_time,
+)
+TRAINING_RULES: tuple[Rule, ...] = (
+    fast_ddp_has_hpus,
+    several_graphed_cards_use_fast_ddp,
+    layers_are_not_dropped,
+    graphs_are_few,
+    graphed_models_do_not_generate,
+    checkpointing_knows_this_torch,
+)
+
+
+def _arg(name: str) -> str:
+    return f"trainer.args.{name}"
+
+
+def _is_gaudi(asked: Combination) -> bool:
+    return bool(asked.trainer.engine == "gaudi")
+
+
+def _graphs(asked: Combination) -> list[str]:
+    return [_arg(name) for name in GRAPHS if asked.trainer.args.get(name)]
+
+
+def _graphs_training(asked: Combination) -> bool:
+    return bool(asked.trainer.args.get(TRAINING_GRAPHS))
+
+
+def _uses_fast_ddp(asked: Combination) -> bool:
+    strategy = asked.trainer.args.get("distribution_strategy")
+    return _is_gaudi(asked) and asked.topology.num_processes > 1 and strategy == "fast_ddp"
+
+
+def _uses_ddp(asked: Combination) -> bool:
+    sharded = asked.topology.deepspeed or asked.trainer.args.get("fsdp")
+    return asked.topology.num_processes > 1 and not sharded and not _uses_fast_ddp(asked)
+
+
+def _finds_unused_parameters(asked: Combination) -> bool:
+    """Say what DDP is told: GaudiTrainingArguments' default is False (training_args.py:354); null, which is transformers' default,
+    means True except with gradient checkpointing (trainer.py:2118, and optimum-habana's trainer.py:494)."""
+    args = asked.trainer.args
+    given = args.get("ddp_find_unused_parameters", False if _is_gaudi(asked) else None)
+    return not args.get("gradient_checkpointing") if given is None else bool(given)

@@ -1,0 +1,204 @@
+"""The parent and the guards together, under real launchers: every end of a rank, a stop from outside, nothing left behind.
+
+Ranks tell stories of a few words (fakes/rank_story.py) instead of training; tests/e2e/test_several_processes.py trains.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from asr import launchers, supervision
+from asr.ranks import read_records
+from asr.stops import End
+from asr.topology import Topology
+
+STORY = ROOT / "tests" / "fakes" / "rank_story.py"
+LAUNCHERS = ["torchrun", "mpirun"]
+
+
+def story_launch(topology: Topology, run_dir: Path, *words: str, node: int = 0) -> launchers.Launch:
+    """Return the real launch with the story in the place of asr.worker."""
+    launch = launchers.launch(topology, run_dir, node=node)
+    command = list(launch.command)
+    at = command.index("asr.worker")
+    command[at - 1 : at + 1] = [str(STORY)]
+    return launchers.Launch([*command, *words], launch.environment)
+
+
+@pytest.fixture
+def tell(tmp_path):
+    """Return a function that runs a story on two ranks: its end, the run directory and the seconds it took."""
+
+    def run(launcher: str, *words: str, **topology):
+        folder = tmp_path / 'a run\'s "folder"'
+        folder.mkdir()
+        where = Topology(world_size=2, launcher=launcher, stop_seconds=2, **topology)
+        begin = time.monotonic()
+        end = supervision.supervise(story_launch(where, folder, *words), folder, where)
+        return end, folder, time.monotonic() - begin
+
+    return run
+
+
+def left_behind(run_dir: Path) -> list[str]:
+    """Return the processes that still have the run directory on their command line."""
+    time.sleep(0.2)
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(run_dir).encode() in line and process.name != str(os.getpid()):
+            found.append(line.decode())
+    return found
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_that_finish_end_the_run_well(tell, launcher, capfd):
+    end, folder, _ = tell(launcher, "finishes")
+    assert end == End(0)
+    assert {n: r.exit_code for n, r in read_records(folder).items()} == {0: 0, 1: 0}
+    assert capfd.readouterr().err == "hello from 0 of 2\n"  # the first rank's, without its name
+    lines = (folder / "run.log").read_text().splitlines()
+    assert {"[rank 0] hello from 0 of 2", "[rank 1] hello from 1 of 2"} <= set(lines)
+
+
+def test_all_ranks_are_shown_on_request(tell, capfd):
+    tell("mpirun", "finishes", shown_ranks="all")
+    assert set(capfd.readouterr().err.splitlines()) == {"[rank 0] hello from 0 of 2", "[rank 1] hello from 1 of 2"}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_s_own_exit_code_is_the_run_s(tell, launcher):
+    """torchrun would make 1 of it."""
+    end, folder, seconds = tell(launcher, "says_75")
+    assert end.exit_code == 75
+    assert end.error.splitlines() == ["rank 1 ended with exit code 75: preempted. Its last lines:", "    a word before the end"]
+    assert seconds < 15
+    assert left_behind(folder) == []
+    other = read_records(folder)[0]
+    assert other.exit_code == 143
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_rank_is_named_with_its_last_lines(tell, launcher):
+    end, folder, seconds = tell(launcher, "kills_itself")
+    assert end.exit_code == 128 + signal.SIGKILL
+    assert "rank 1 was killed by SIGKILL (by the system, if it ran out of memory): process " in end.error
+    assert "a word before the end" in end.error
+    assert seconds < 15
+    assert left_behind(folder) == []
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_deaf_rank_and_its_loader_worker_are_killed(tell, launcher):
+    end, folder, seconds = tell(launcher, "is_deaf")
+    assert end == End(3, "bad data")  # a user's mistake, without more words
+    killed = None if launcher == "mpirun" else 128 + signal.SIGKILL  # mpirun kills guards too, before they write
+    assert read_records(folder)[0].exit_code == killed
+    assert seconds < 15
+    assert left_behind(folder) == []
+    assert not subprocess.run(["pgrep", "-f", "import time; time.sleep(60)"], capture_output=True, check=False).stdout
+
+
+def test_a_progress_bar_moves_on_the_terminal_and_ends_in_the_log(tell, capfd):
+    _, folder, _ = tell("mpirun", "shows_a_bar")
+    assert capfd.readouterr().err == "\r1/3\r2/3\r3/3\ndone 0\n"
+    assert [line for line in (folder / "run.log").read_text().splitlines() if "rank 0" in line][-2:] == ["[rank 0] 3/3", "[rank 0] done 0"]
+
+
+def test_a_launcher_that_starts_no_rank_says_why(tmp_path):
+    topology = Topology(world_size=2, stop_seconds=1)
+    launch = launchers.Launch([sys.executable, "-c", "print('no such option'); raise SystemExit(9)"], {})
+    end = supervision.supervise(launch, tmp_path, topology)
+    assert end.exit_code == 1
+    assert "2 of 2 ranks never started" in end.error
+    assert "exit code 9" in end.error
+    assert "no such option" in end.error
+
+
+# --- stops from outside ----------------------------------------------------------------------------------------------
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_supervision import story_launch
+from asr import stops, supervision
+from asr.topology import Topology
+topology = Topology(world_size=2, launcher=sys.argv[2], stop_seconds=2)
+stops.listen()
+try:
+    print(supervision.supervise(story_launch(topology, Path(sys.argv[1]), sys.argv[3]), Path(sys.argv[1]), topology))
+except (KeyboardInterrupt, stops.Terminated) as stop:
+    sys.exit(stops.ended_by(stop).exit_code)
+"""
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """Return a function that starts a parent of two waiting ranks, and waits until both wait."""
+    started = []
+
+    def start(launcher: str, story: str = "all_wait") -> tuple[subprocess.Popen, Path]:
+        code = PARENT.format(tests=str(ROOT / "tests"))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), launcher, story], env=environment)
+        started.append(process)
+        until(lambda: (tmp_path / "run.log").exists() and (tmp_path / "run.log").read_text().count("waiting") == 2)
+        return process, tmp_path
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until(happened, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_reaches_every_rank(parent, launcher, number, code):
+    process, folder = parent(launcher)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    records = read_records(folder)
+    assert [records[n].exit_code for n in (0, 1)] == [code, code]
+    assert [records[n].stopped_by for n in (0, 1)] == ["run", "run"]
+    assert left_behind(folder) == []
+    assert json.loads((folder / "ranks" / "stop.json").read_text())["reason"].startswith(f"stopped by {number.name} on ")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_parent_leaves_no_rank_behind(parent, launcher):
+    process, folder = parent(launcher)
+    process.kill()
+    process.wait()
+    until(lambda: left_behind(folder) == [], seconds=20)
+
+
+def test_slurm_s_warning_to_every_process_kills_none(parent):
+    """SIGUSR1 kills torchrun and leaves its ranks behind; here it is the parent's alone."""
+    process, folder = parent("torchrun")
+    agent = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout)
+    ranks = [record.pid for record in read_records(folder).values()]
+    for pid in (agent, *ranks):
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.5)
+    assert all(Path(f"/proc/{pid}").exists() for pid in (agent, *ranks))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from asr import composition, nodes, submission
 from asr.errors import ConfigError, JobError, LaunchError
+from asr.experiment import Pipeline
 from asr.topology import Topology
 
 FAKES = ROOT / "tests" / "fakes" / "slurm"
@@ -153,6 +154,14 @@ def test_jobs_that_do_not_fit_are_refused(slurm, overrides, shared, message):
 def test_a_dry_run_is_not_submitted(slurm):
     with pytest.raises(ConfigError, match="dry_run: starts nothing"):
         check(dry_run=True)
+
+
+def test_a_gaudi_is_needed_where_the_job_runs():
+    pipeline = Pipeline.of(composition.to_container(job("topology=hpu_nodes")))
+    pipeline.check_compatible(here=False)
+    pipeline.check_reachable(here=False)
+    with pytest.raises(ConfigError, match="habana_frameworks is not installed here"):
+        pipeline.check_compatible()
 
 
 def test_a_machine_without_slurm_is_named(monkeypatch, tmp_path):

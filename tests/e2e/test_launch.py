@@ -88,7 +88,8 @@ def test_the_model_is_a_pipeline_s_and_no_pickle(run_dir):
     lines = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
     for line in lines[:4]:
         waveform, rate = soundfile.read(rows[line["id"]]["audio"], dtype="float32")
-        assert recogniser({"raw": waveform, "sampling_rate": rate})["text"].strip() == line["hypothesis"]
+        said = recogniser({"raw": waveform, "sampling_rate": rate})["text"].strip()
+        assert said.lower() == line["hypothesis"]  # text.case=lower: a model so little trained may say [UNK]
     assert not [p for p in (run_dir / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.rank_output import Lines
-from asr.stops import End, end_with_parent, exit_code_of
+from asr.stops import End, end_with_parent, exit_code_of, is_alive
 
 TICK_SECONDS = 0.1
 LOOK_SECONDS = 0.5
@@ -115,6 +115,17 @@ def asked_to_stop(run_dir: Path) -> dict[str, Any] | None:
         return dict(json.loads((run_dir / "ranks" / "stop.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+
+
+def parent_path(run_dir: Path, node: int) -> Path:
+    """Return where the parent on a server says who it is."""
+    return run_dir / "ranks" / f"parent-{node}.json"
+
+
+def has_lost_parent(run_dir: Path) -> bool:
+    """Say whether the first server's parent, which records how the run ends, is known to be gone; ask on that server."""
+    parent = json.loads(parent_path(run_dir, 0).read_text(encoding="utf-8"))
+    return parent["host"] == socket.gethostname() and not is_alive(parent["pid"])
 
 
 def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float) -> int:

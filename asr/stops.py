@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,12 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     pr_set_pdeathsig = 1
     if _LIBC is not None:
         _LIBC.prctl(pr_set_pdeathsig, int(number))
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this host runs; one that has ended and isn't waited for yet doesn't."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in ("Z", "X")

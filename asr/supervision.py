@@ -21,8 +21,8 @@ from pathlib import Path
 from asr.launchers import Launch
 from asr.nodes import Nodes
 from asr.rank_output import Output
-from asr.ranks import TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, read_records
-from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of
+from asr.ranks import TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, parent_path, read_records, write_record
+from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of, is_alive
 from asr.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ CAUSE_SECONDS = 2.0
 def supervise(launch: Launch, run_dir: Path, topology: Topology, *, node: int = 0) -> End:
     """Run a launch to its end. Ctrl-C and SIGTERM (`stops.listen`) end every rank and are raised again."""
     (run_dir / "ranks").mkdir(exist_ok=True)
+    write_record(parent_path(run_dir, node), {"host": socket.gethostname(), "pid": os.getpid()})
     with _started(launch) as process:
         watch = _Watch(launch, run_dir, topology, node, process)
         try:
@@ -137,7 +138,7 @@ class _Watch:
     def _end(self) -> End:
         """Say how the run ended, once no rank of this server is left."""
         give_up_at = time.monotonic() + self.topology.stop_seconds + 5
-        while any(_is_alive(record) for record in self._here()) and time.monotonic() < give_up_at:
+        while any(r.ended is None and is_alive(r.pid) for r in self._here()) and time.monotonic() < give_up_at:
             time.sleep(TICK_SECONDS)  # their launcher was killed, and they end with it
         records = read_records(self.run_dir)
         if self.nodes is not None:
@@ -197,21 +198,9 @@ def _failures(records: Mapping[int, RankRecord]) -> list[RankRecord]:
 
     def comes_later(record: RankRecord) -> tuple[bool, float]:
         at_once = (record.ended or 0.0) - (bad[0].ended or 0.0) < CAUSE_SECONDS
-        return not (record.killed_by and at_once), record.ended or 0.0
+        return not (record.killed_by and record.stopped_by is None and at_once), record.ended or 0.0
 
     return sorted(bad, key=comes_later)
-
-
-def _is_alive(record: RankRecord) -> bool:
-    if record.ended is not None:
-        return False
-    try:
-        os.kill(record.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _without_torchrun_s_table(lines: Iterable[str]) -> list[str]:

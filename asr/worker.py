@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from asr.ranks import Rank, guard
+from asr.ranks import Rank, guard, has_lost_parent
 from asr.stops import End, Terminated, ended_by, listen
 
 
@@ -28,7 +28,19 @@ def main() -> int:
         except (KeyboardInterrupt, Terminated) as stop:
             return ended_by(stop)
 
-    return guard(rank, run_dir, story, stop_seconds=topology["stop_seconds"])
+    code = guard(rank, run_dir, story, stop_seconds=topology["stop_seconds"])
+    if rank.is_first and run_dir.is_dir() and has_lost_parent(run_dir):
+        _record_end(run_dir, code)
+    return code
+
+
+def _record_end(run_dir: Path, code: int) -> None:
+    """Record how a run ended whose parent was killed and can't."""
+    from asr import runs
+
+    run = runs.Run.load(run_dir)
+    if run.record["status"] == "running":
+        run.finish(code or 1, "its parent process was killed")
 
 
 def _work(run_dir: Path, rank: Rank) -> End:

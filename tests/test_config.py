@@ -46,7 +46,7 @@ def test_a_range_names_its_field():
         ({"text": {"_target_": "os.system"}}, r"^text\._target_: 'os.system' is not a dataclass"),
         ({"text": None}, r"^text: has no _target_"),
         ({"model": {"_target_": "test_config.Node", "needed": None}}, r"^model\.needed: is missing"),
-        ({"topology": {"_target_": "asr.topology.Topology", "world_size": 2}}, r"^topology\.world_size: 2 is out of range"),
+        ({"topology": {"_target_": "asr.topology.Topology", "world_size": 0}}, r"^topology\.world_size: 0 is out of range"),
         ({"zork": 1}, r"^zork: there is no such key"),
     ],
 )

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from asr import composition, nodes, submission
 from asr.errors import ConfigError, JobError, LaunchError
-from asr.experiment import Pipeline
+from asr.pipeline import Pipeline
 from asr.topology import Topology
 
 FAKES = ROOT / "tests" / "fakes" / "slurm"
@@ -158,8 +158,8 @@ def test_a_dry_run_is_not_submitted(slurm):
 
 def test_a_gaudi_is_needed_where_the_job_runs():
     pipeline = Pipeline.of(composition.to_container(job("topology=hpu_nodes")))
-    pipeline.check_compatible(here=False)
-    pipeline.check_reachable(here=False)
+    pipeline.check_compatible(on_this_host=False)
+    pipeline.check_reachable()
     with pytest.raises(ConfigError, match="habana_frameworks is not installed here"):
         pipeline.check_compatible()
 

@@ -193,6 +193,7 @@ def train_on_two_ranks(folder: str) -> None:
         print("not frozen:", error)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_used_to_break_ddp(tmp_path):
     code = f"import test_ctc; test_ctc.train_on_two_ranks({str(tmp_path)!r})"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}

@@ -88,9 +88,8 @@ def test_a_rank_s_own_exit_code_is_the_run_s(tell, launcher):
     assert other.exit_code == 143
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_killed_rank_is_named_with_its_last_lines(tell, launcher):
-    end, folder, seconds = tell(launcher, "kills_itself")
+def test_a_killed_rank_is_named_with_its_last_lines(tell):
+    end, folder, seconds = tell("torchrun", "kills_itself")
     assert end.exit_code == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL (by the system, if it ran out of memory): process " in end.error
     assert "a word before the end" in end.error
@@ -170,8 +169,7 @@ def until(happened, seconds=30.0):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("launcher", "number", "code"), [("torchrun", signal.SIGINT, 130), ("mpirun", signal.SIGTERM, 143)])
 def test_a_stop_reaches_every_rank(parent, launcher, number, code):
     process, folder = parent(launcher)
     process.send_signal(number)

@@ -178,6 +178,7 @@ def without_optimum(tmp_path):
     return {"PYTHONPATH": f"{tmp_path / 'hidden'}:{ROOT}"}
 
 
+@pytest.mark.slow
 def test_a_run_without_optimum_habana(launch, tmp_path, without_optimum):
     (tmp_path / "work").mkdir()
     short = [*TINY, "trainer.args.max_steps=1", "trainer.args.save_strategy=no", "dataset.max_eval_samples=2", "hydra.run.dir=r"]

@@ -71,6 +71,7 @@ def test_training_is_to_the_digit_what_transformers_own_pieces_give(ran):
     assert figures["max_relative_difference"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_parity_would_show_another_learning_rate(ran, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     parity = importlib.import_module("parity")

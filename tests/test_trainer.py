@@ -123,11 +123,11 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("batching", ["buckets", "fixed", "longest"])
+@pytest.mark.parametrize("batching", ["buckets", "fixed batching.seconds=4", "longest"])
 def test_training_sees_every_utterance_once_an_epoch_and_reshuffles(tmp_path, batching):
     made, _ = built(
         tmp_path,
-        f"batching={batching}",
+        *f"batching={batching}".split(),
         "trainer.args.num_train_epochs=2",
         "trainer.args.per_device_train_batch_size=5",
         "trainer.args.save_strategy=no",
@@ -169,7 +169,7 @@ def test_what_went_through_forward_is_counted(tmp_path):
     assert seen.padding_efficiency == pytest.approx(plan.padding_efficiency)
 
 
-@pytest.mark.parametrize(("batching", "num_shapes"), [("fixed", 1), ("buckets batching.max_shapes=2", 2)])
+@pytest.mark.parametrize(("batching", "num_shapes"), [("fixed batching.seconds=4", 1), ("buckets batching.max_shapes=2", 2)])
 def test_shapes_are_few_in_training_and_in_evaluation(tmp_path, batching, num_shapes):
     made, scorer = built(
         tmp_path, *f"batching={batching}".split(), "trainer.args.max_steps=8", "trainer.args.save_strategy=no", split="test"
@@ -182,8 +182,8 @@ def test_shapes_are_few_in_training_and_in_evaluation(tmp_path, batching, num_sh
 
 def test_batching_never_changes_an_evaluation(tmp_path):
     results = []
-    for batching in ("longest", "buckets", "fixed"):
-        made, scorer = built(tmp_path / batching, f"batching={batching}", "trainer.args.per_device_eval_batch_size=3", split="test")
+    for batching in ("longest", "buckets", "fixed batching.seconds=4"):
+        made, scorer = built(tmp_path / batching, *f"batching={batching}".split(), "trainer.args.per_device_eval_batch_size=3", split="test")
         results.append((scorer, made.evaluate()["eval_loss"]))
     for scorer, loss in results[1:]:
         assert scorer.predictions == results[0][0].predictions

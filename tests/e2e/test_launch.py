@@ -134,6 +134,7 @@ def test_evaluating_a_run_s_model_alone(launch, run_dir, tmp_path):
     assert read(tmp_path / "e" / "run.json")["vocabulary"]["unknown_characters"] == {}
 
 
+@pytest.mark.slow
 def test_a_relative_model_path_holds_in_another_directory(launch, run_dir, tmp_path):
     import shutil
 
@@ -143,6 +144,7 @@ def test_a_relative_model_path_holds_in_another_directory(launch, run_dir, tmp_p
     assert yaml.safe_load((tmp_path / "e" / "config.yaml").read_text())["model"]["name_or_path"] == str(tmp_path / "mod")
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_run_s_model_starts_from_it_with_its_tokenizer(launch, run_dir, tmp_path):
     """A local model directory is a model: optimum-habana's script would take it for a checkpoint to resume."""
     done = launch(tmp_path, *SHORT, f"model.name_or_path='{run_dir / 'model'}'", "trainer.args.learning_rate=0", "hydra.run.dir=f")
@@ -176,6 +178,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails(launch, tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_sweep(tmp_path, own_cache):
     command = launch_command("-m", *TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "seed=1,2", "hydra.sweep.dir=s")
     with subprocess.Popen(
@@ -250,6 +253,7 @@ def test_flags_that_hydra_does_not_know_end_in_2(launch, tmp_path):
     assert launch(tmp_path, "--nosuch").code == 2
 
 
+@pytest.mark.slow
 def test_arguments_that_clash_are_found_late_and_still_leave_nothing(launch, tmp_path):
     done = launch(tmp_path, *TINY, "trainer.args.load_best_model_at_end=true", "trainer.args.save_strategy=steps")
     assert done.code == 2
@@ -357,7 +361,7 @@ def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp
     assert "Traceback" in (tmp_path / "r" / "run.log").read_text()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
     command = launch_command(*TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "hydra.run.dir=r")
     with subprocess.Popen(

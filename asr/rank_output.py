@@ -11,13 +11,16 @@ import re
 import select
 import sys
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from asr.topology import Topology
 
 LAST_LINES = 20
-_NAMED = re.compile(rb"\[rank (\d+)\] (.*)", re.DOTALL)
+PIECE_BYTES = 4000
+"""A pipe takes so much in one piece (PIPE_BUF, 4096): longer lines of several ranks would mix, so they are cut."""
+_NAMED = re.compile(r"\[rank (\d+)\] (.*)", re.DOTALL)
 
 
 class Lines:
@@ -34,13 +37,17 @@ class Lines:
     def forward(self, source: int) -> bool:
         """Pass on what has arrived; False at its end."""
         data = os.read(source, 1 << 16)
-        *whole, self.begun = (self.begun + data).split(b"\n")
+        *whole, begun = (self.begun + data).split(b"\n")
         for line in whole:
             self._line(line)
-        bar = self.begun.rpartition(b"\r")[2]
-        if b"\r" in self.begun and bar and bar != self.bar:
+        begun = begun[max(begun.rstrip(b"\r").rfind(b"\r"), 0) :]  # a bar's former states
+        bar = begun.rpartition(b"\r")[2][:PIECE_BYTES]
+        if b"\r" in begun and bar and bar != self.bar:
             self.bar = bar
             self._write(bar + b"\r")
+        *whole, self.begun = _pieces(begun)
+        for piece in whole:
+            self._line(piece)
         return bool(data)
 
     def flush(self) -> None:
@@ -55,12 +62,24 @@ class Lines:
         elif text != self.bar and b"\r" in line.rstrip(b"\r"):  # the bar's last state
             self._write(text + b"\r")
         self.bar = b""
-        self.last.append(text.decode("utf-8", errors="backslashreplace"))
-        self._write(text + b"\n")
+        for piece in _pieces(text):
+            self.last.append(piece.decode("utf-8", errors="backslashreplace"))
+            self._write(piece + b"\n")
 
     def _write(self, text: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the record still counts
             os.write(2, self.prefix + text)
+
+
+def _pieces(line: bytes) -> Iterator[bytes]:
+    """Cut a line between its characters; nothing is cut from one that is short enough."""
+    while len(line) > PIECE_BYTES:
+        end = PIECE_BYTES
+        while end > PIECE_BYTES - 3 and line[end] & 0xC0 == 0x80:  # within a character of UTF-8
+            end -= 1
+        yield line[:end]
+        line = line[end:]
+    yield line
 
 
 class Output:
@@ -82,9 +101,11 @@ class Output:
             return timeout_seconds > 0
         data = os.read(self.source.fileno(), 1 << 16)
         parts = re.split(rb"([\r\n])", self.begun + data)
-        self.begun = parts.pop()
+        *pieces, self.begun = _pieces(parts.pop())
         for text, end in zip(parts[::2], parts[1::2], strict=True):
             self._line(text, is_bar=end == b"\r")
+        for piece in pieces:  # a launcher's own, which is in no hurry to end its line
+            self._line(piece, is_bar=False)
         return bool(data)
 
     def close(self) -> None:
@@ -94,15 +115,16 @@ class Output:
         self.file.close()
 
     def _line(self, line: bytes, *, is_bar: bool) -> None:
+        said = line.decode("utf-8", errors="backslashreplace")
         if not is_bar:
-            self.file.write(line + b"\n")
+            self.file.write(said.encode() + b"\n")
             self.file.flush()
-        named = _NAMED.match(line)
+        named = _NAMED.match(said)
         if named is None:
             if not is_bar:
-                self.of_launcher.append(line.decode("utf-8", errors="backslashreplace"))
+                self.of_launcher.append(said)
             return
-        rank, text = int(named[1]), named[2].decode("utf-8", errors="backslashreplace")
+        rank, text = int(named[1]), named[2]
         if self.shown == "all":
             self._show(f"[rank {rank}] {text}", is_bar=is_bar)
         elif rank == self.first:
@@ -110,11 +132,14 @@ class Output:
 
     def _show(self, text: str, *, is_bar: bool) -> None:
         """Write to the terminal: a bar over the one before it, a line below the bar that stands there."""
+        if is_bar and self.shown == "all":
+            return
+        said = f"{text}\n"
         if is_bar:
-            if self.shown == "first":
-                sys.stderr.write(f"\r{text.ljust(len(self.bar))}")  # over what is left of a longer one
-                self.bar = text
-        else:
-            sys.stderr.write(("\n" if text == self.bar else f"\n{text}\n") if self.bar else f"{text}\n")
-            self.bar = ""
-        sys.stderr.flush()
+            said = f"\r{text.ljust(len(self.bar))}"  # over what is left of a longer one
+        elif self.bar:
+            said = "\n" if text == self.bar else f"\n{text}\n"
+        self.bar = text if is_bar else ""
+        with contextlib.suppress(OSError):  # a terminal, or a `| head`, that is gone; run.log has it
+            sys.stderr.write(said)
+            sys.stderr.flush()

@@ -183,7 +183,9 @@ def test_shapes_are_few_in_training_and_in_evaluation(tmp_path, batching, num_sh
 def test_batching_never_changes_an_evaluation(tmp_path):
     results = []
     for batching in ("longest", "buckets", "fixed batching.seconds=4"):
-        made, scorer = built(tmp_path / batching, *f"batching={batching}".split(), "trainer.args.per_device_eval_batch_size=3", split="test")
+        made, scorer = built(
+            tmp_path / batching, *f"batching={batching}".split(), "trainer.args.per_device_eval_batch_size=3", split="test"
+        )
         results.append((scorer, made.evaluate()["eval_loss"]))
     for scorer, loss in results[1:]:
         assert scorer.predictions == results[0][0].predictions

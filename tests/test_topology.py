@@ -56,6 +56,11 @@ def test_the_topologies(name, device, processes, backend, habana):
     assert of(name, world_size=4).num_processes == 4
 
 
+@pytest.mark.parametrize(("name", "engine"), [("gpu1", "transformers"), ("gpu8", "transformers"), ("hpu8", "gaudi")])
+def test_a_gpu_s_topology_brings_its_engine(name, engine):
+    assert composed(f"topology={name}", *ENGINE)["trainer"]["engine"] == engine
+
+
 def test_every_topology_is_tested():
     listed = {path.stem for path in (ROOT / "conf" / "topology").glob("*.yaml")}
     assert listed == {"cpu", "cpu2", "hpu1", "hpu8", "hpu8_deepspeed", "hpu_nodes", "gpu1", "gpu8"}

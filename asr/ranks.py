@@ -24,9 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from asr.rank_output import Lines
-from asr.stops import End, end_with_parent, exit_code_of
+from asr.stops import End, adopt_orphans, end_with_parent, exit_code_of, kill_orphans
 
 TICK_SECONDS = 0.1
+DRAIN_SECONDS = 2.0
+"""How long what ended processes have said is read: one that outlives them, and goes on, keeps their pipe open."""
+ERROR_CHARACTERS = 5000
+"""Of a rank's error message: it goes through a pipe that nobody reads until the rank has ended."""
 LOOK_SECONDS = 0.5
 """How often a guard looks whether the run is to stop."""
 
@@ -69,6 +73,8 @@ class RankRecord:
     rank: int
     host: str = field(default_factory=socket.gethostname)
     pid: int = 0
+    guard: int = field(default_factory=os.getpid)
+    """The process that watches it, and writes this."""
     started: float = field(default_factory=time.time)
     """Seconds since 1970, as `ended`."""
     ended: float | None = None
@@ -91,30 +97,38 @@ class RankRecord:
 
 def read_records(run_dir: Path) -> dict[int, RankRecord]:
     """Return the records that the ranks of a run have written, by rank."""
-    records = (RankRecord(**json.loads(p.read_text(encoding="utf-8"))) for p in (run_dir / "ranks").glob("[0-9]*.json"))
+    found = (read_record(path) for path in (run_dir / "ranks").glob("[0-9]*.json"))
+    records = (RankRecord(**content) for content in found if content is not None)
     return {record.rank: record for record in records}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file that another process, maybe of another server, writes; None while there is none to read.
+
+    A network file system shows files that are replaced as stale or empty for a moment.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def write_record(path: Path, content: Any) -> None:
     """Write a JSON file that others read while it is rewritten."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     aside.replace(path)
 
 
 def ask_to_stop(run_dir: Path, number: int, reason: str) -> None:
     """Tell every rank of a run, wherever it runs, to end as by signal `number`. The first to ask is heard."""
-    path = run_dir / "ranks" / "stop.json"
-    if not path.exists():
-        write_record(path, {"signal": int(number), "reason": reason})
+    if asked_to_stop(run_dir) is None:
+        write_record(run_dir / "ranks" / "stop.json", {"signal": int(number), "reason": reason})
 
 
 def asked_to_stop(run_dir: Path) -> dict[str, Any] | None:
     """Return the signal and the reason of a stop that was asked for."""
-    try:
-        return dict(json.loads((run_dir / "ranks" / "stop.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    return read_record(run_dir / "ranks" / "stop.json")
 
 
 def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float) -> int:
@@ -135,10 +149,11 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
         os.dup2(out_write, 1)
         os.dup2(out_write, 2)
         end = story()
-        os.write(end_write, json.dumps(end.error).encode())
+        os.write(end_write, json.dumps(end.error and end.error[:ERROR_CHARACTERS]).encode())
         sys.exit(end.exit_code)  # through the interpreter's own end: trackers flush then
     os.close(out_write)
     os.close(end_write)
+    adopt_orphans()
     record = RankRecord(rank.number, pid=child)
     record.write(run_dir)
     return _Guard(run_dir, record, out_read, stop_seconds).watch(end_read)
@@ -171,7 +186,9 @@ class _Guard:
             if time.monotonic() > self.kill_at:
                 self._kill()
         self._kill()  # loader workers that it couldn't end itself
-        while open_ and select.select([self.out], [], [], 0)[0]:
+        kill_orphans()
+        drained_at = time.monotonic() + DRAIN_SECONDS
+        while open_ and time.monotonic() < drained_at and select.select([self.out], [], [], 0)[0]:
             open_ = self.lines.forward(self.out)
         self.lines.flush()
         said = os.read(end, 1 << 16) if select.select([end], [], [], 0)[0] else b""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, launch_command
-from test_supervision import left_behind, until
+from test_supervision import descendants, left_behind, until
 
 LOGGED = [*TINY, "seed=7", "trainer.args.logging_steps=1"]
 SHORT = [*LOGGED, "trainer.args.max_steps=4", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2"]
@@ -228,11 +228,6 @@ def test_a_killed_server_ends_the_other(running, killed, how):
     if killed == 1:
         assert (read(folder / "run.json")["status"], read(folder / "run.json")["exit_code"]) == ("failed", code)
     until(lambda: left_behind(folder) == [], seconds=20)
-
-
-def descendants(pid: int) -> list[int]:
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
 
 
 @pytest.mark.slow

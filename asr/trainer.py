@@ -51,6 +51,7 @@ RANGES: dict[str, Mapping[str, float]] = {
     "dataloader_prefetch_factor": _COUNT,
     "throughput_warmup_steps": _NOT_NEGATIVE,
     "eval_delay": _NOT_NEGATIVE,
+    "ddp_timeout": _COUNT,
     "torch_empty_cache_steps": _COUNT,
 }
 """Arguments that have a range, though their class doesn't check it."""
@@ -69,6 +70,9 @@ ELSEWHERE = {
     "do_train": "`stages` says what runs",
     "do_eval": "`stages` says what runs",
     "do_predict": "`stages` says what runs",
+    "ddp_backend": "topology.backend names it",
+    "deepspeed": "topology.deepspeed holds its configuration",
+    "local_rank": "a launcher numbers the processes; the topology group says how many",
     "use_cpu": "the topology group says on what",
     "no_cuda": "the topology group says on what",
     "use_habana": "the topology group says on what",

@@ -1,8 +1,8 @@
 """How a story's end is recorded, whatever it is, and what its parts read and write."""
 
 import json
-import shutil
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field, replace

@@ -159,6 +159,7 @@ class CTCTraining:
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+        engine.ready(trainer)
         trainer.add_callback(_first_step_logger())
         return trainer
 

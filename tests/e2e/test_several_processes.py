@@ -176,6 +176,15 @@ def test_mpirun_trains_as_torchrun_does(launch, two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimum_habana
+def test_both_engines_average_the_gradients_of_two_processes(launch, two, tmp_path):
+    """GaudiTrainer alone doesn't on CPU: its ranks would each train a model of their own, and from the third loss on it shows."""
+    done = launch(tmp_path, *SHORT, "topology=cpu2", "trainer.engine=transformers", "hydra.run.dir=other")
+    assert done.code == 0, done.err
+    assert losses(tmp_path / "other") == losses(two)
+
+
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(launch, run_dir, tmp_path):
     model = f"model.name_or_path={run_dir}/model"
     done = launch(tmp_path, *TINY, model, "stages=[evaluate]", "topology=cpu2", "topology.world_size=3", "hydra.run.dir=three")

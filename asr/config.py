@@ -19,7 +19,7 @@ from typing import Any
 
 from asr.errors import ConfigError, did_you_mean
 
-SECRET_NAME = re.compile(r"(?i)(token|key|secret|passw|credential)s?$")
+SECRET_NAME = re.compile(r"(?i)((token|key|secret|credential)s?|pass(word|wd|phrase)?s?|_pat)$")
 """Names of environment variables whose values must not be written anywhere."""
 STAGES = ("prepare", "train", "evaluate")
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")

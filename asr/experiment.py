@@ -130,18 +130,27 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         end = ended_by(stop)
         log.error("%s; what is in %s stays", end.error, run.path)
-        run.reload()
-        run.finish(end.exit_code, end.error)
+        _record(run, end)
         raise  # past Hydra, so that a sweep stops too
     if end.exit_code:
         log.error("error: %s", end.error)
     others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
     if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
-    else:
+    elif not _record(run, end):
+        return end.exit_code or 1
+    return end.exit_code
+
+
+def _record(run: Run, end: End) -> bool:
+    """Write into run.json how it ended; False, with the reason logged, where the folder has gone or can't be written."""
+    try:
         run.reload()  # the workers have written what they found out
         run.finish(end.exit_code, end.error)
-    return end.exit_code
+    except (OSError, ConfigError) as error:
+        log.error("how the run ended can't be recorded in %s: %s", run.path, error)
+        return False
+    return True
 
 
 def explained(story: Callable[[], End], run_dir: Path) -> End:
@@ -150,7 +159,7 @@ def explained(story: Callable[[], End], run_dir: Path) -> End:
         return story()
     except AsrError as mistake:
         return End(mistake.exit_code, said_by(mistake))
-    except Exception as unexpected:
+    except (Exception, SystemExit) as unexpected:  # a library that gives up
         log.error("unexpected failure; please report it with %s\n%s", run_dir / runs.LOG_FILE, traceback.format_exc())
         return End(1, f"{type(unexpected).__name__}: {unexpected}")
 

@@ -117,3 +117,27 @@ def divides_by_accumulation(args: Any) -> bool:
     division slipped into that branch); otherwise gradients of accumulated batches would add up.
     """
     return bool(args.use_lazy_mode and args.pipelining_fwd_bwd)
+
+
+def average_gradients_on_cpu(accelerator: Any) -> None:
+    """Wrap models of several CPU ranks in DDP, as accelerate's own prepare_model does (accelerator.py:1976 of 1.10.1).
+
+    GaudiAccelerator's does so on HPUs alone (optimum-habana, accelerate/accelerator.py:227): on CPU each rank would train
+    a model of its own on its share of the data, and nothing would say so.
+    """
+    from accelerate.utils import DistributedType
+    from torch.nn.parallel import DistributedDataParallel
+
+    if accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return
+    prepare_model = accelerator.prepare_model
+
+    def wrapped(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
+        model = prepare_model(model, device_placement=device_placement, evaluation_mode=evaluation_mode)
+        if evaluation_mode or isinstance(model, DistributedDataParallel):
+            return model
+        handler = accelerator.ddp_handler
+        accelerator._models[-1] = DistributedDataParallel(model, **(handler.to_kwargs() if handler else {}))
+        return accelerator._models[-1]
+
+    accelerator.prepare_model = wrapped

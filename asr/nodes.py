@@ -5,7 +5,6 @@ In: the run directory, on a file system that the servers share. Out: what happen
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.errors import ConfigError, LaunchError
-from asr.ranks import write_record
+from asr.ranks import read_record, write_record
 from asr.stops import exit_code_of
 from asr.topology import Topology
 
@@ -27,7 +26,7 @@ def wait_for_run(run_dir: Path, topology: Topology) -> None:
     """Return once server 0 has begun the run; raise LaunchError when it doesn't, ConfigError when the folder holds another."""
     begin = said = time.monotonic()
     record = run_dir / "run.json"  # empty at first, complete once config.yaml is
-    while not (record.is_file() and record.stat().st_size):
+    while (there := read_record(record)) is None:
         if time.monotonic() - begin > topology.join_seconds:
             raise LaunchError(
                 f"server 0 has begun no run in {run_dir} within {topology.join_seconds:.0f} s (topology.join_seconds). "
@@ -37,7 +36,6 @@ def wait_for_run(run_dir: Path, topology: Topology) -> None:
             log.info("waiting for server 0 to begin the run in %s", run_dir)
             said = time.monotonic() + 60
         time.sleep(BEAT_SECONDS)
-    there = json.loads(record.read_text(encoding="utf-8"))
     if there["status"] != "running":
         reason = f" ({there['error']})" if "error" in there else ""
         raise ConfigError(f"{run_dir} already holds a run, which has {there['status']}{reason}; choose another.", key="hydra.run.dir")
@@ -112,10 +110,10 @@ class Nodes:
 
     def _first_server_s_end(self) -> str | None:
         """Server 0 prepares the run before it beats: what stops it there is in run.json."""
-        try:
-            record = json.loads((self.run_dir / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return "server 0 has removed the run: its configuration is wrong"
+        path = self.run_dir / "run.json"
+        record = read_record(path)
+        if record is None:
+            return None if path.exists() else "server 0 has removed the run: its configuration is wrong"
         over = record["status"] not in ("running", "finished")
         return f"server 0 has {record['status']}: {record.get('error', 'no reason given')}" if over else None
 
@@ -123,10 +121,7 @@ class Nodes:
         return self.run_dir / "ranks" / f"node-{node}.json"
 
     def _read(self, node: int) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(self._path(node).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
+        return read_record(self._path(node))
 
     def _write(self, *, ended: bool, exit_code: int | None = None) -> None:
         if self._path(self.node).parent.is_dir():  # server 0 may have removed the run

@@ -10,6 +10,7 @@ guard passes signals and the run's stop on to it and writes down how it ended. T
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -24,9 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from asr.rank_output import Lines
-from asr.stops import End, end_with_parent, exit_code_of, is_alive
+from asr.stops import End, adopt_orphans, end_with_parent, exit_code_of, is_alive, kill_orphans
 
 TICK_SECONDS = 0.1
+DRAIN_SECONDS = 2.0
+"""How long what ended processes have said is read: one that outlives them, and goes on, keeps their pipe open."""
+ERROR_CHARACTERS = 5000
+"""Of a rank's error message: it goes through a pipe that nobody reads until the rank has ended."""
 LOOK_SECONDS = 0.5
 """How often a guard looks whether the run is to stop."""
 
@@ -69,6 +74,8 @@ class RankRecord:
     rank: int
     host: str = field(default_factory=socket.gethostname)
     pid: int = 0
+    guard: int = field(default_factory=os.getpid)
+    """The process that watches it, and writes this."""
     started: float = field(default_factory=time.time)
     """Seconds since 1970, as `ended`."""
     ended: float | None = None
@@ -91,30 +98,38 @@ class RankRecord:
 
 def read_records(run_dir: Path) -> dict[int, RankRecord]:
     """Return the records that the ranks of a run have written, by rank."""
-    records = (RankRecord(**json.loads(p.read_text(encoding="utf-8"))) for p in (run_dir / "ranks").glob("[0-9]*.json"))
+    found = (read_record(path) for path in (run_dir / "ranks").glob("[0-9]*.json"))
+    records = (RankRecord(**content) for content in found if content is not None)
     return {record.rank: record for record in records}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file that another process, maybe of another server, writes; None while there is none to read.
+
+    A network file system shows files that are replaced as stale or empty for a moment.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def write_record(path: Path, content: Any) -> None:
     """Write a JSON file that others read while it is rewritten."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     aside.replace(path)
 
 
 def ask_to_stop(run_dir: Path, number: int, reason: str) -> None:
     """Tell every rank of a run, wherever it runs, to end as by signal `number`. The first to ask is heard."""
-    path = run_dir / "ranks" / "stop.json"
-    if not path.exists():
-        write_record(path, {"signal": int(number), "reason": reason})
+    if asked_to_stop(run_dir) is None:
+        write_record(run_dir / "ranks" / "stop.json", {"signal": int(number), "reason": reason})
 
 
 def asked_to_stop(run_dir: Path) -> dict[str, Any] | None:
     """Return the signal and the reason of a stop that was asked for."""
-    try:
-        return dict(json.loads((run_dir / "ranks" / "stop.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    return read_record(run_dir / "ranks" / "stop.json")
 
 
 def parent_path(run_dir: Path, node: int) -> Path:
@@ -124,8 +139,8 @@ def parent_path(run_dir: Path, node: int) -> Path:
 
 def has_lost_parent(run_dir: Path) -> bool:
     """Say whether the first server's parent, which records how the run ends, is known to be gone; ask on that server."""
-    parent = json.loads(parent_path(run_dir, 0).read_text(encoding="utf-8"))
-    return parent["host"] == socket.gethostname() and not is_alive(parent["pid"])
+    parent = read_record(parent_path(run_dir, 0))
+    return parent is not None and parent["host"] == socket.gethostname() and not is_alive(parent["pid"])
 
 
 def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float) -> int:
@@ -146,10 +161,14 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
         os.dup2(out_write, 1)
         os.dup2(out_write, 2)
         end = story()
-        os.write(end_write, json.dumps(end.error).encode())
-        sys.exit(end.exit_code)  # through the interpreter's own end: trackers flush then
+        os.write(end_write, json.dumps(end.error and end.error[:ERROR_CHARACTERS]).encode())
+        atexit._run_exitfuncs()  # trackers flush, loaders end their workers
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.exit_code)  # nothing is torn down: a destructor of torch's may wait for ever for a thread of its own
     os.close(out_write)
     os.close(end_write)
+    adopt_orphans()
     record = RankRecord(rank.number, pid=child)
     record.write(run_dir)
     return _Guard(run_dir, record, out_read, stop_seconds).watch(end_read)
@@ -182,7 +201,9 @@ class _Guard:
             if time.monotonic() > self.kill_at:
                 self._kill()
         self._kill()  # loader workers that it couldn't end itself
-        while open_ and select.select([self.out], [], [], 0)[0]:
+        kill_orphans()
+        drained_at = time.monotonic() + DRAIN_SECONDS
+        while open_ and time.monotonic() < drained_at and select.select([self.out], [], [], 0)[0]:
             open_ = self.lines.forward(self.out)
         self.lines.flush()
         said = os.read(end, 1 << 16) if select.select([end], [], [], 0)[0] else b""

@@ -5,6 +5,7 @@ In: signals and return codes. Out: one exception that nothing swallows, and ends
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -33,6 +34,19 @@ def listen() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and a trainer may have handlers of its own
             signal.signal(number, _terminate)
+
+
+def listen_once() -> None:
+    """Listen in a rank, to the first stop alone: its guard passes on what a terminal, Slurm or a launcher may send to all processes."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _terminate_once)
+
+
+def _terminate_once(number: int, frame: object) -> None:
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    _terminate(number, frame)
 
 
 def listen_in_job() -> None:
@@ -64,7 +78,7 @@ def _terminate(number: int, _frame: object) -> None:
 def ended_by(stop: KeyboardInterrupt | Terminated) -> End:
     """Return the end that a stop from outside makes; it has now been heard and need not come again."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if isinstance(stop, Terminated):
+    if isinstance(stop, Terminated) and stop.signal != signal.SIGINT:
         return End(128 + stop.signal, f"terminated ({stop.signal.name})")
     return End(130, "interrupted (Ctrl-C)")
 
@@ -75,13 +89,30 @@ def exit_code_of(returned: int) -> int:
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # man 2 prctl
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """Ask Linux to send this process a signal when its parent dies, so that none is orphaned (man 2 prctl)."""
-    pr_set_pdeathsig = 1
+    """Ask Linux to send this process a signal when its parent dies, so that none is orphaned."""
     if _LIBC is not None:
-        _LIBC.prctl(pr_set_pdeathsig, int(number))
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def adopt_orphans() -> None:
+    """Ask Linux for the descendants of this process whose parents die: daemons that a rank has started."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_orphans() -> None:
+    """Kill every child of this process, and theirs as they become its own. For a process that needs none any more."""
+    listed = Path("/proc/thread-self/children")
+    while listed.exists() and (children := listed.read_text(encoding="ascii").split()):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(int(child), 0)
 
 
 def is_alive(pid: int) -> bool:

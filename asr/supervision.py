@@ -21,8 +21,8 @@ from pathlib import Path
 from asr.launchers import Launch
 from asr.nodes import Nodes
 from asr.rank_output import Output
-from asr.ranks import TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, parent_path, read_records, write_record
-from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of, is_alive
+from asr.ranks import DRAIN_SECONDS, TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, parent_path, read_records, write_record
+from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of
 from asr.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ def supervise(launch: Launch, run_dir: Path, topology: Topology, *, node: int = 
             watch.stop(number, f"stopped by {number.name} on {socket.gethostname()}")
             watch.until_the_end()
             raise
+        finally:  # also a second Ctrl-C
+            watch.kill()
 
 
 @contextmanager
@@ -106,7 +108,8 @@ class _Watch:
             if not open_:
                 time.sleep(TICK_SECONDS)
             self._look()
-        while open_ and self.output.forward(0):
+        drained_at = time.monotonic() + DRAIN_SECONDS
+        while open_ and time.monotonic() < drained_at and self.output.forward(0):
             pass
         return self._end()
 
@@ -124,35 +127,53 @@ class _Watch:
                 self.stop(signal.Signals(asked["signal"]), asked["reason"])
         if time.monotonic() > self.kill_at:
             self.kill_at = float("inf")
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill what is left of the launcher, and the guards and ranks here: torchrun's have sessions of their own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for record in self._here():
+            for pid in self._alive(record):
+                with suppress(ProcessLookupError, PermissionError):
+                    (os.killpg if pid == record.pid else os.kill)(pid, signal.SIGKILL)  # a rank with its loader workers
 
     def stop(self, number: signal.Signals, reason: str) -> None:
         """Ask every rank of the run to stop. They hear it from their guards; what is left after a while is killed."""
         if self.stopping:  # a second Ctrl-C: at once
             self.kill_at = 0.0
         else:
-            ask_to_stop(self.run_dir, number, reason)
+            try:
+                ask_to_stop(self.run_dir, number, reason)
+            except OSError as error:  # the folder has gone, or its disk is full: through the launcher then
+                log.error("the ranks can't be asked to stop: %s", error)
+                self.process.terminate()
             self.stopping, self.kill_at = True, time.monotonic() + self.topology.stop_seconds + 5
 
     def _end(self) -> End:
         """Say how the run ended, once no rank of this server is left."""
         give_up_at = time.monotonic() + self.topology.stop_seconds + 5
-        while any(r.ended is None and is_alive(r.pid) for r in self._here()) and time.monotonic() < give_up_at:
+        while any(self._alive(record) for record in self._here()) and time.monotonic() < give_up_at:
             time.sleep(TICK_SECONDS)  # their launcher was killed, and they end with it
         records = read_records(self.run_dir)
         if self.nodes is not None:
             self.nodes.leave(self.process.returncode)
         self.output.close()
         failures = _failures(records)
-        if failures:
-            return End(failures[0].exit_code or 1, self._explained(failures[0]))
         here = self._here()
+        silent = [record for record in here if record.ended is None]
+        if silent and (failures or not self.stopping) and all(failure.stopped_by == "signal" for failure in failures):
+            lost = "; ".join(f"rank {r.rank}: the process that watched it is gone, {r.guard} on {r.host}" for r in silent)
+            return End(1, f"{lost}. It was killed, or could write no record into {self.run_dir / 'ranks'}")
+        if failures:
+            return End(_contract_s(failures[0]), self._explained(failures[0]))
         if len(here) == self.topology.processes_here and all(record.exit_code == 0 for record in here):
             return End(0)
         asked = asked_to_stop(self.run_dir)
         if asked is not None:
             return End(1 if self.lost_node else 128 + asked["signal"], asked["reason"])
+        if not (self.run_dir / "ranks").is_dir():
+            return End(1, f"{self.run_dir} was removed while the run computed")
         missing = self.topology.processes_here - len(here)
         what = f"{missing} of {self.topology.processes_here} ranks never started" if missing else "a rank left no record of its end"
         said = _indented(_without_torchrun_s_table(self.output.of_launcher))
@@ -162,6 +183,15 @@ class _Watch:
     def _here(self) -> list[RankRecord]:
         each = self.topology.processes_here
         return [record for record in read_records(self.run_dir).values() if record.rank // each == self.node]
+
+    def _alive(self, record: RankRecord) -> list[int]:
+        """Return which of a rank and its guard are there: a zombie has no command line, a newer process of its number another."""
+        alive = []
+        for pid in (record.pid, record.guard) if record.ended is None else ():
+            with suppress(OSError):
+                if os.fsencode(self.run_dir) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    alive.append(pid)
+        return alive
 
     def _explained(self, failure: RankRecord) -> str:
         """Return what is known of a rank's bad end; its last lines where nobody has seen them."""
@@ -201,6 +231,12 @@ def _failures(records: Mapping[int, RankRecord]) -> list[RankRecord]:
         return not (record.killed_by and record.stopped_by is None and at_once), record.ended or 0.0
 
     return sorted(bad, key=comes_later)
+
+
+def _contract_s(failure: RankRecord) -> int:
+    """Return the run's exit code: a rank's own, unless it is one that means something else coming from elsewhere than our code."""
+    code = failure.exit_code or 1
+    return code if failure.error is not None or code > 128 else 1
 
 
 def _without_torchrun_s_table(lines: Iterable[str]) -> list[str]:

@@ -19,8 +19,10 @@ from typing import Any
 from asr.config import SECRET_NAME, bounded, cache_root, choice, free_form
 from asr.errors import ConfigError
 
-LAUNCHED_BY = {"RANK": "torchrun", "OMPI_COMM_WORLD_RANK": "mpirun"}
-"""Variables by which a launcher tells a process its rank, with that launcher."""
+LAUNCHED_BY = {"RANK": "torchrun", "OMPI_COMM_WORLD_RANK": "mpirun", "WORLD_SIZE": "torchrun", "LOCAL_RANK": "torchrun"}
+"""Variables by which a launcher tells a process its rank, with that launcher. Trainers read each of them, also alone."""
+BACKENDS = {"cpu": ("gloo",), "hpu": ("hccl",), "cuda": ("nccl", "gloo")}
+"""Backends of torch.distributed that move tensors of a device."""
 
 
 @dataclass(kw_only=True)
@@ -77,15 +79,23 @@ class Topology:
             raise ConfigError(
                 f"{self.num_processes} processes can't be shared out evenly among {self.num_nodes} servers.", key="world_size"
             )
+        if self.backend is not None and self.backend not in BACKENDS.get(self.device, (self.backend,)):
+            raise ConfigError(
+                f"{self.backend} moves no tensors of a {self.device}: take {' or '.join(BACKENDS[self.device])}, or null.", key="backend"
+            )
         if self.hostfile is not None and self.launcher != "deepspeed":
             raise ConfigError("only launcher=deepspeed reads a hostfile; torchrun is started once on each server.", key="hostfile")
         if self.launcher == "mpirun" and self.num_nodes > 1:
             raise ConfigError("mpirun starts the processes of one server; choose torchrun or deepspeed for several.", key="launcher")
         if self.launcher == "deepspeed" and self.num_nodes > 1 and self.hostfile is None:
             raise ConfigError("is missing: DeepSpeed finds several servers in it, one `host slots=8` a line.", key="hostfile")
-        if self.node_rank is not None and self.node_rank >= self.num_nodes:
+        if self.node_rank is not None:
+            self._check_node(self.node_rank)
+
+    def _check_node(self, number: int, said_by: str = "") -> None:
+        if number >= self.num_nodes:
             raise ConfigError(
-                f"{self.node_rank} is out of range; the last of {self.num_nodes} servers is {self.num_nodes - 1}.", key="node_rank"
+                f"{number}{said_by} is out of range; the last of {self.num_nodes} servers is {self.num_nodes - 1}.", key="node_rank"
             )
 
     @property
@@ -112,12 +122,15 @@ class Topology:
         """This server's number; raises ConfigError when nothing says it."""
         if not self.started_on_each_node:
             return 0
-        given = self.node_rank if self.node_rank is not None else os.environ.get("SLURM_NODEID")
+        if self.node_rank is not None:
+            return self.node_rank
+        given = os.environ.get("SLURM_NODEID")
         if given is None:
             raise ConfigError(
                 f"is missing: start the same command on each of the {self.num_nodes} servers, with 0 on the first, then 1, ...",
                 key="node_rank",
             )
+        self._check_node(int(given), " (SLURM_NODEID)")
         return int(given)
 
     def meeting_host(self) -> str:
@@ -144,7 +157,7 @@ class Topology:
             if variable in os.environ:
                 raise ConfigError(
                     f"launch.py starts the processes itself; don't start it with {launcher} ({variable} is set). "
-                    "Say `python launch.py topology.world_size=N`.",
+                    "Say `python launch.py topology.world_size=N`, or unset it.",
                     key="world_size",
                 )
         if self.hostfile is not None:
@@ -157,8 +170,8 @@ class Topology:
             raise ConfigError(f"{self.processes_here} processes, but this host has {named}: one process a device.", key="world_size")
         if self.num_processes > 1 and self.node == 0:
             self.meeting_host()
-            if self.master_port is not None:
-                _check_port_is_free(self.master_port)
+            if self.master_port is not None or self.num_nodes > 1:
+                _check_port_is_free(self.meeting_port())
 
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that the workers get from us, by name; what the shell has set is left out.
@@ -185,15 +198,28 @@ class Topology:
         return max(1, available_cores() // self.processes_here)
 
 
+CPUS = Path("/sys/devices/system/cpu")
+
+
 def available_cores() -> int:
-    """Return the cores that this process may use: its CPU affinity, and a container's quota (cgroup v2's cpu.max)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the cores that this process may use: its CPU affinity, and a container's quota (cgroup v2's cpu.max).
+
+    Two hardware threads are one core: `mpirun --bind-to core` can't bind a rank to more cores than there are.
+    """
+    threads = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({_siblings(thread) for thread in threads})
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
         allowed, _, period = quota.read_text(encoding="ascii").partition(" ")
         if allowed != "max":
             cores = min(cores, max(1, int(allowed) // int(period)))
     return cores
+
+
+def _siblings(thread: int) -> str:
+    """Return which hardware threads share a core with one, as Linux lists them."""
+    listed = CPUS / f"cpu{thread}" / "topology" / "thread_siblings_list"
+    return listed.read_text(encoding="ascii") if listed.is_file() else str(thread)
 
 
 def num_sockets() -> int:
@@ -264,7 +290,7 @@ def _check_port_is_free(port: int) -> None:
             probe.bind(("", port))
     except OSError as error:
         raise ConfigError(
-            f"port {port} can't be used ({error.strerror}); choose another, or null for a free one.", key="master_port"
+            f"port {port} can't be used ({error.strerror}); choose another, or on one server null for a free one.", key="master_port"
         ) from error
 
 

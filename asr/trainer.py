@@ -51,6 +51,7 @@ RANGES: dict[str, Mapping[str, float]] = {
     "dataloader_prefetch_factor": _COUNT,
     "throughput_warmup_steps": _NOT_NEGATIVE,
     "eval_delay": _NOT_NEGATIVE,
+    "ddp_timeout": _COUNT,
     "torch_empty_cache_steps": _COUNT,
 }
 """Arguments that have a range, though their class doesn't check it."""
@@ -69,6 +70,9 @@ ELSEWHERE = {
     "do_train": "`stages` says what runs",
     "do_eval": "`stages` says what runs",
     "do_predict": "`stages` says what runs",
+    "ddp_backend": "topology.backend names it",
+    "deepspeed": "topology.deepspeed holds its configuration",
+    "local_rank": "a launcher numbers the processes; the topology group says how many",
     "use_cpu": "the topology group says on what",
     "no_cuda": "the topology group says on what",
     "use_habana": "the topology group says on what",
@@ -158,6 +162,7 @@ class CTCTraining:
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
+        engine.ready(trainer)
         trainer.add_callback(_first_step_logger())
         return trainer
 
@@ -247,6 +252,10 @@ class Forwarded:
         return self.real / self.padded if self.padded else 0.0
 
 
+_ENDED: list[Any] = []
+"""Trainers of several ranks that have ended, kept from their destructors."""
+
+
 class SpeechTrainerMixin:
     """Stands before a Trainer class: gives it our batches and counts what goes through forward.
 
@@ -322,8 +331,14 @@ class SpeechTrainerMixin:
             self.forwarded[phase] = Forwarded.of(gather_object([self.forwarded[phase]]))
 
     def end(self) -> None:
-        """Wait for the other ranks and leave them, with nothing of a process group left behind."""
+        """Wait for the other ranks and leave them.
+
+        With several ranks the trainer then lives as long as its process: the destructor of DDP's reducer waits, holding the
+        GIL, for a thread of gloo's that waits for the GIL (torch 2.13, reducer.cpp; seen in a run that hung).
+        """
         self.accelerator.end_training()
+        if self.args.world_size > 1:
+            _ENDED.append(self)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()

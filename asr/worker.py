@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from asr.ranks import Rank, guard, has_lost_parent
-from asr.stops import End, Terminated, ended_by, listen
+from asr.stops import End, Terminated, ended_by, listen_once
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     topology = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["topology"]
 
     def story() -> End:
-        listen()
+        listen_once()
         try:
             return _work(run_dir, rank)
         except (KeyboardInterrupt, Terminated) as stop:

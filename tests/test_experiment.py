@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,20 @@ def test_a_configuration_error_after_training_loses_nothing(run, weights):
     assert experiment.guarded(run, raising(ConfigError("is wrong.", key="mine"))) == 2
     assert (run.path / weights).is_dir()
     assert Run.load(run.path).record["exit_code"] == 2
+
+
+def test_a_run_whose_folder_is_gone_still_ends_with_its_own_code(run):
+    def interrupted():
+        shutil.rmtree(run.path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.guarded(run, interrupted)
+
+
+def test_a_library_that_exits_is_an_unexpected_end(run):
+    assert experiment.guarded(run, raising(SystemExit(2))) == 1
+    assert run.record["error"] == "SystemExit: 2"
 
 
 def test_what_a_child_has_recorded_stays(run):

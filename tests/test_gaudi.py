@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
 from asr import gaudi
@@ -84,3 +86,27 @@ def test_what_asr_compatibility_says_is_refused_is_refused(arguments, tmp_path):
     with pytest.raises((ValueError, TypeError, AssertionError, ImportError)):
         made(**{**on_cpu, **arguments})
     made(**on_cpu)
+
+
+def test_cpu_ranks_train_one_model(monkeypatch):
+    """GaudiAccelerator wraps models in DDP on HPUs alone."""
+    from accelerate.utils import DistributedType
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, model, **options):
+            super().__init__()
+            self.model, self.options = model, options
+
+    def accelerator(kind):
+        handler = SimpleNamespace(to_kwargs=lambda: {"find_unused_parameters": True})
+        made = SimpleNamespace(distributed_type=kind, ddp_handler=handler, _models=[])
+        made.prepare_model = lambda model, **_: made._models.append(model) or model
+        gaudi.average_gradients_on_cpu(made)
+        return made
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Wrapped)
+    model, several = torch.nn.Linear(1, 1), accelerator(DistributedType.MULTI_CPU)
+    wrapped = several.prepare_model(model)
+    assert (wrapped.model, wrapped.options, several._models) == (model, {"find_unused_parameters": True}, [wrapped])
+    assert several.prepare_model(model, evaluation_mode=True) is model
+    assert accelerator(DistributedType.MULTI_HPU).prepare_model(model) is model

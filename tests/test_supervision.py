@@ -5,6 +5,7 @@ Ranks tell stories of a few words (fakes/rank_story.py) instead of training; tes
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from asr import launchers, supervision
-from asr.ranks import read_records
+from asr.ranks import RankRecord, asked_to_stop, read_records
 from asr.stops import End
 from asr.topology import Topology
 
@@ -108,6 +109,26 @@ def test_a_deaf_rank_and_its_loader_worker_are_killed(tell, launcher):
     assert not subprocess.run(["pgrep", "-f", "import time; time.sleep(60)"], capture_output=True, check=False).stdout
 
 
+def test_a_long_message_ends_the_run_too(tell):
+    """It goes through a pipe that holds 64 KiB."""
+    end, _, _ = tell("mpirun", "complains_at_length")
+    assert end.exit_code == 1
+    assert end.error.startswith("rank 1 ended with exit code 1: word word ")
+
+
+def test_an_exit_code_without_our_message_is_not_taken_for_ours(tell):
+    """2 would remove the run, whose configuration is said to be wrong."""
+    end, _, _ = tell("mpirun", "exits_with_2")
+    assert end == End(1, "rank 1 ended with exit code 2: it left no message. ")
+
+
+def test_a_daemon_of_a_rank_ends_with_it(tell):
+    end, folder, seconds = tell("mpirun", "starts_a_daemon")
+    assert end == End(0)
+    assert seconds < 15
+    assert left_behind(folder) == []
+
+
 def test_a_progress_bar_moves_on_the_terminal_and_ends_in_the_log(tell, capfd):
     _, folder, _ = tell("mpirun", "shows_a_bar")
     assert capfd.readouterr().err == "\r1/3\r2/3\r3/3\ndone 0\n"
@@ -179,6 +200,64 @@ def test_a_stop_reaches_every_rank(parent, launcher, number, code):
     assert [records[n].stopped_by for n in (0, 1)] == ["run", "run"]
     assert left_behind(folder) == []
     assert json.loads((folder / "ranks" / "stop.json").read_text())["reason"].startswith(f"stopped by {number.name} on ")
+
+
+def descendants(pid: int) -> list[int]:
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
+
+
+def test_a_stop_that_every_process_gets(parent, capfd):
+    """From Slurm or a container: ranks get it twice, from outside and from their guards."""
+    process, folder = parent("mpirun")
+    for pid in [process.pid, *descendants(process.pid)]:
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    assert [record.exit_code for record in read_records(folder).values()] == [143, 143]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_kills_at_once(parent):
+    process, folder = parent("torchrun", "all_deaf")
+    process.send_signal(signal.SIGINT)
+    until((folder / "ranks" / "stop.json").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert left_behind(folder) == []
+
+
+@pytest.mark.slow
+def test_a_guard_that_doesn_t_move_is_killed_with_its_rank(parent):
+    process, folder = parent("torchrun")
+    os.kill(read_records(folder)[1].guard, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert left_behind(folder) == []
+
+
+def test_a_guard_that_is_killed_ends_the_run(parent, capfd):
+    process, folder = parent("mpirun")
+    os.kill(read_records(folder)[1].guard, signal.SIGKILL)
+    assert process.wait(timeout=20) == 0
+    assert "End(exit_code=1, error='rank 1: the process that watched it is gone, " in capfd.readouterr().out
+    assert left_behind(folder) == []
+
+
+def test_a_stop_of_a_run_whose_folder_is_gone(parent):
+    process, folder = parent("mpirun")
+    shutil.rmtree(folder)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert left_behind(folder) == []
+
+
+def test_a_record_that_can_t_be_read_now_counts_for_none(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    RankRecord(0).write(tmp_path)
+    (tmp_path / "ranks" / "1.json").touch()
+    (tmp_path / "ranks" / "stop.json").write_text('{"signal": 1')
+    assert list(read_records(tmp_path)) == [0]
+    assert asked_to_stop(tmp_path) is None
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -20,6 +20,8 @@ def bare_shell(monkeypatch):
         "PT_HPU_LAZY_MODE",
         "HABANA_VISIBLE_MODULES",
         "CUDA_VISIBLE_DEVICES",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
         "SLURM_NODEID",
         "SLURM_JOB_NODELIST",
     ):
@@ -80,6 +82,9 @@ def test_servers_share_the_processes():
         ({"launcher": "deepspeed", "num_nodes": 2}, "hostfile", "is missing"),
         ({"num_nodes": 2, "node_rank": 2}, "node_rank", "the last of 2 servers is 1"),
         ({"environment": {"HF_TOKEN": "x"}}, "environment.HF_TOKEN", "never written"),
+        ({"environment": {"MLFLOW_TRACKING_PASSWORD": "x"}}, "environment.MLFLOW_TRACKING_PASSWORD", "never written"),
+        ({"device": "cpu", "backend": "nccl"}, "backend", "nccl moves no tensors of a cpu: take gloo, or null"),
+        ({"device": "cuda", "backend": "hccl"}, "backend", "take nccl or gloo"),
         ({"environment": {"A": None}}, "environment.A", "can't be the value"),
     ],
 )
@@ -110,19 +115,24 @@ def test_devices_are_counted_from_the_driver(monkeypatch, tmp_path):
     assert room.num_devices("hpu") == 2
 
 
-def test_a_port_in_use():
+def test_a_port_in_use(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"master_port: port {port} can't be used .Address already in use"):
             of("cpu2", master_port=port).check_host()
+        monkeypatch.setattr(Topology, "meeting_port", lambda _: port)
+        with pytest.raises(ConfigError, match=f"port {port} can't be used"):  # what several servers take when none is given
+            of("cpu2", num_nodes=2, node_rank=0, master_addr="127.0.0.1").check_host()
     of("cpu2", master_port=port).check_host()
 
 
-def test_launch_py_under_torchrun_or_mpirun_is_refused(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match=r"don't start it with torchrun \(RANK is set\)"):
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_launch_py_under_torchrun_or_mpirun_is_refused(monkeypatch, variable):
+    """Or in a shell where they are left over: trainers read each of them."""
+    monkeypatch.setenv(variable, "0")
+    with pytest.raises(ConfigError, match=rf"don't start it with torchrun \({variable} is set\).*or unset it"):
         of("cpu").check_host()
 
 
@@ -168,6 +178,9 @@ def test_a_server_s_number_is_given_or_slurm_s(monkeypatch):
     assert of("hpu_nodes").node == 1
     assert of("hpu_nodes", node_rank=0).node == 0
     assert of("hpu8").node == 0  # alone on its node of a job
+    monkeypatch.setenv("SLURM_NODEID", "2")
+    with pytest.raises(ConfigError, match=r"node_rank: 2 \(SLURM_NODEID\) is out of range; the last of 2 servers is 1"):
+        _ = of("hpu_nodes").node
 
 
 def test_the_meeting_host_is_given_or_slurm_s_first(monkeypatch, tmp_path):
@@ -217,6 +230,18 @@ def test_ranks_share_the_cores(monkeypatch, cores, processes, threads):
 
 def test_one_process_has_all_cores():
     assert "OMP_NUM_THREADS" not in Topology().worker_environment()
+
+
+def test_two_hardware_threads_are_one_core(monkeypatch, tmp_path):
+    """A Gaudi server has 160 cores and 320 threads: mpirun refuses to bind 8 ranks to 40 cores each."""
+    for thread in range(8):
+        path = tmp_path / f"cpu{thread}" / "topology" / "thread_siblings_list"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{thread % 4},{thread % 4 + 4}\n")
+    monkeypatch.setattr(room, "CPUS", tmp_path)
+    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(room.Path, "is_file", lambda path: path.name != "cpu.max")
+    assert room.available_cores() == 4
 
 
 def test_cores_are_those_this_process_may_use():

@@ -60,6 +60,9 @@ class Engine(ABC):
     def divides_by_accumulation(self, args: Any) -> bool:
         """Say whether its training_step divides the loss by the gradient accumulation steps."""
 
+    def ready(self, trainer: Any) -> None:  # noqa: B027
+        """Mend what this library lacks on the trainer that was built; most need nothing."""
+
     def training_arguments(self, arguments: Mapping[str, Any], topology: Topology) -> Any:
         """Return its arguments object, on the topology's device; raise ConfigError for a combination that it refuses.
 

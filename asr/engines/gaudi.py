@@ -39,6 +39,9 @@ class GaudiEngine(Engine):
     def trainer_options(self, gaudi_config: Any) -> dict[str, Any]:
         return {"gaudi_config": gaudi_config.build()}
 
+    def ready(self, trainer: Any) -> None:
+        gaudi.average_gradients_on_cpu(trainer.accelerator)
+
     def divides_by_accumulation(self, args: Any) -> bool:
         return gaudi.divides_by_accumulation(args)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, launch_command
-from test_supervision import left_behind, until
+from test_supervision import descendants, left_behind, until
 
 LOGGED = [*TINY, "seed=7", "trainer.args.logging_steps=1"]
 SHORT = [*LOGGED, "trainer.args.max_steps=4", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2"]
@@ -176,6 +176,15 @@ def test_mpirun_trains_as_torchrun_does(launch, two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimum_habana
+def test_both_engines_average_the_gradients_of_two_processes(launch, two, tmp_path):
+    """GaudiTrainer alone doesn't on CPU: its ranks would each train a model of their own, and from the third loss on it shows."""
+    done = launch(tmp_path, *SHORT, "topology=cpu2", "trainer.engine=transformers", "hydra.run.dir=other")
+    assert done.code == 0, done.err
+    assert losses(tmp_path / "other") == losses(two)
+
+
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(launch, run_dir, tmp_path):
     model = f"model.name_or_path={run_dir}/model"
     done = launch(tmp_path, *TINY, model, "stages=[evaluate]", "topology=cpu2", "topology.world_size=3", "hydra.run.dir=three")
@@ -228,11 +237,6 @@ def test_a_killed_server_ends_the_other(running, killed, how):
     if killed == 1:
         assert (read(folder / "run.json")["status"], read(folder / "run.json")["exit_code"]) == ("failed", code)
     until(lambda: left_behind(folder) == [], seconds=20)
-
-
-def descendants(pid: int) -> list[int]:
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
 
 
 @pytest.mark.slow

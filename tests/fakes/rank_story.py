@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from asr.ranks import Rank, guard
-from asr.stops import End, Terminated, ended_by, listen
+from asr.stops import End, Terminated, ended_by, listen_once
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     rank = Rank.of(os.environ)
 
     def tell() -> End:
-        listen()
+        listen_once()
         try:
             return STORIES[story](rank.number == chosen, rank)
         except (KeyboardInterrupt, Terminated) as stop:
@@ -62,6 +62,29 @@ def is_deaf(here: bool, rank: Rank) -> End:
     return waits()
 
 
+def complains_at_length(here: bool, rank: Rank) -> End:
+    return End(1, "word " * 50_000) if here else waits()
+
+
+def exits_with_2(here: bool, rank: Rank) -> End:
+    """As a library in C may do: no ConfigError of ours."""
+    if here:
+        os._exit(2)
+    return waits()
+
+
+def starts_a_daemon(here: bool, rank: Rank) -> End:
+    talk = "import sys, time\nwhile time.sleep(0.01) is None: print('daemon', sys.argv, flush=True)"
+    subprocess.Popen([sys.executable, "-c", talk, sys.argv[1]], start_new_session=True)
+    time.sleep(0.3)
+    return End()
+
+
+def all_deaf(here: bool, rank: Rank) -> End:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    return all_wait(here, rank)
+
+
 def all_wait(here: bool, rank: Rank) -> End:
     print("waiting", flush=True)
     return waits()
@@ -77,7 +100,13 @@ def shows_a_bar(here: bool, rank: Rank) -> End:
     return End()
 
 
-STORIES = {f.__name__: f for f in (finishes, says_75, kills_itself, is_deaf, all_wait, shows_a_bar)}
+STORIES = {
+    story.__name__: story
+    for story in (
+        *(finishes, says_75, kills_itself, is_deaf, complains_at_length, exits_with_2, starts_a_daemon),
+        *(all_deaf, all_wait, shows_a_bar),
+    )
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -133,6 +133,7 @@ def test_every_rule_has_a_case_and_names_its_source():
         assert ".py:" in rule.__doc__ or "documentation" in rule.__doc__, rule.__name__
 
 
+@pytest.mark.optimum_habana
 def test_the_cited_lines_are_there():
     """The rules' reasons, as the installed libraries have them."""
     from importlib.util import find_spec

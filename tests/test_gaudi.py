@@ -79,6 +79,7 @@ REFUSED = [{name: True} for name in "use_hpu_graphs_for_training use_hpu_graphs 
 REFUSED += [{"max_hpu_graphs": 5}, {"mp_parameters": "a"}, {"use_cpu": False}, {"deepspeed": {"zero_optimization": {"stage": 2}}}]
 
 
+@pytest.mark.optimum_habana
 @pytest.mark.parametrize("arguments", REFUSED, ids=str)
 def test_what_asr_compatibility_says_is_refused_is_refused(arguments, tmp_path):
     on_cpu = {"output_dir": str(tmp_path), "use_cpu": True, "use_habana": False, "use_lazy_mode": False, "report_to": "none"}

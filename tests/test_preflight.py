@@ -31,12 +31,14 @@ def test_a_refused_launch_writes_nothing_and_names_everything(launcher, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.optimum_habana
 def test_a_sweep_is_refused_for_one_bad_job(launcher, tmp_path, capsys):
     assert launcher("-m", *TINY, "trainer.args.fp16=false,true") == 2
     assert capsys.readouterr().err.startswith("error: trainer.args.fp16: GaudiTrainer doesn't support it: trainer.args.bf16=true")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.optimum_habana
 def test_showing_a_configuration_warns_and_shows_it_all_the_same(launch, tmp_path):
     shown = launch(tmp_path, "--cfg", "job", "trainer.args.fp16=true", "model.layerdrop=0.1")
     assert (shown.code, shown.outputs) == (0, [])
@@ -46,6 +48,7 @@ def test_showing_a_configuration_warns_and_shows_it_all_the_same(launch, tmp_pat
     assert "fp16: true" in shown.out
 
 
+@pytest.mark.optimum_habana
 @pytest.mark.parametrize(
     ("overrides", "warnings"),
     [

@@ -205,13 +205,13 @@ def free_port() -> str:
 @pytest.mark.slow
 def test_two_servers_train_as_one_run(running, two):
     port = free_port()
-    second, _ = running(*SHORT, *SERVERS, port, "topology.node_rank=1", said="")
-    first, folder = running(*SHORT, *SERVERS, port, "topology.node_rank=0", said="")
+    second, folder = running(*SHORT, *SERVERS, port, "topology.node_rank=1", said="")
+    until(lambda: "waiting for server 0 to begin the run" in shown(folder), seconds=60)
+    first, _ = running(*SHORT, *SERVERS, port, "topology.node_rank=0", said="")
     assert (first.wait(timeout=200), second.wait(timeout=30)) == (0, 0), shown(folder, 1)
     assert losses(folder) == losses(two)
     assert (folder / "predictions.jsonl").read_bytes() == (two / "predictions.jsonl").read_bytes()
     assert "[rank 1] " in (folder / "run.log").read_text()
-    assert "waiting for server 0 to begin the run" in shown(folder, 0)
 
 
 @pytest.mark.slow

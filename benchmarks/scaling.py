@@ -61,7 +61,11 @@ OVERRIDES = (
 
 
 def launch(run_dir: Path, root: Path, ranks: int, asked: argparse.Namespace) -> subprocess.Popen[str]:
-    """Start a run; the caches are below its parent folder."""
+    """Start a run; the caches are below its parent folder.
+
+    In a session of its own, as torchrun starts each rank: Linux shares a busy machine among sessions (sched_autogroup), so that
+    two ranks would get more of it than two runs in ours.
+    """
     command = [
         *(sys.executable, str(ROOT / "launch.py"), *OVERRIDES),
         f"dataset.root='{root}'",
@@ -73,7 +77,8 @@ def launch(run_dir: Path, root: Path, ranks: int, asked: argparse.Namespace) -> 
         *asked.override,
     ]
     environment = {**os.environ, "ASR_CACHE": str(run_dir.parent / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=run_dir.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=run_dir.parent, env=environment, start_new_session=True, **streams)
 
 
 def metrics_of(process: subprocess.Popen[str], run_dir: Path) -> dict[str, float]:
@@ -124,7 +129,12 @@ def one_round(root: Path, asked: argparse.Namespace) -> dict[str, Measured]:
             for run in runs:
                 run.parent.mkdir()
             processes = [launch(run, root, world, asked) for run, world in zip(runs, worlds, strict=True)]
-            metrics = [metrics_of(process, run) for process, run in zip(processes, runs, strict=True)]
+            try:
+                metrics = [metrics_of(process, run) for process, run in zip(processes, runs, strict=True)]
+            finally:
+                for process in processes:  # Ctrl-C doesn't reach their sessions; nothing happens to one that has ended
+                    process.terminate()
+                    process.wait()
         found[name] = Measured(metrics, others.cores)
     return found
 

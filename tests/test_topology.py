@@ -77,6 +77,7 @@ def test_servers_share_the_processes():
     ("values", "key", "said"),
     [
         ({"world_size": 3, "num_nodes": 2}, "world_size", "3 processes can't be shared out evenly among 2 servers"),
+        ({"master_addr": ""}, "master_addr", "is empty"),
         ({"hostfile": "hosts"}, "hostfile", "only launcher=deepspeed reads a hostfile"),
         ({"launcher": "mpirun", "num_nodes": 2}, "launcher", "one server"),
         ({"launcher": "deepspeed", "num_nodes": 2}, "hostfile", "is missing"),

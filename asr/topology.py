@@ -89,6 +89,8 @@ class Topology:
             raise ConfigError("mpirun starts the processes of one server; choose torchrun or deepspeed for several.", key="launcher")
         if self.launcher == "deepspeed" and self.num_nodes > 1 and self.hostfile is None:
             raise ConfigError("is missing: DeepSpeed finds several servers in it, one `host slots=8` a line.", key="hostfile")
+        if self.master_addr is not None and not self.master_addr.strip():
+            raise ConfigError("is empty; null finds a host where that is possible.", key="master_addr")
         if self.node_rank is not None:
             self._check_node(self.node_rank)
 

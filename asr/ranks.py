@@ -219,7 +219,9 @@ class _Guard:
         """Pass a stop on to the rank, once, and count down to its kill."""
         if self.stopped_by is not None:
             return
-        self.stopped_by = "run" if asked_to_stop(self.run_dir) else by  # whichever came first, a run's stop is the reason
+        if asked := asked_to_stop(self.run_dir):  # a launcher that ends its ranks may be faster than we look: the run's stop is the reason
+            number, by = asked["signal"], "run"
+        self.stopped_by = by
         self.kill_at = time.monotonic() + self.stop_seconds
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.record.pid, number)

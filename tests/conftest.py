@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore"
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun, as in an activated environment
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores
 
 INSTALLED_ENGINES = [name for name in engines.names() if engines.engine(name).argument_fields()]

@@ -30,6 +30,9 @@ def is_initialized() -> bool:
 def init() -> None: ...
 
 
+_lazy_init = init  # torch calls it by this name when the first tensor is made
+
+
 def device_count() -> int:
     return 1
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from asr import (
     config,
-    ctc,
     engines,
     fitting,
+    freezing,
     manifest,
     metrics,
     nodes,
@@ -233,7 +233,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
     speech_trainer, scorer = build(pipeline, run)
     facts = {
         "trainer_class": trainer.class_path(speech_trainer),
-        "parameters": ctc.trained_parameters(speech_trainer.model),
+        "parameters": freezing.trained_parameters(speech_trainer.model),
         "trust_remote_code": pipeline.model.trust_remote_code,
     }
     log.info("trainer: %s on %s", facts["trainer_class"], speech_trainer.args.device)
@@ -285,7 +285,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     collator = CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
     model = takes_masks(model)
     if "train" in datasets:
-        ctc.freeze_unused(model, collator.example(extractor))
+        freezing.freeze_unused(model, collator.example(extractor))
     speech_trainer = pipeline.trainer.build(
         model=model,
         processor=processor,

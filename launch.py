@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from asr import composition, experiment, preflight, stops, submission
+from asr.rehearsal import start as rehearsal
 from asr.errors import AsrError, JobError
 
 
@@ -22,7 +23,8 @@ def run(composed: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     with submission.job(settings.runtime.output_dir):
-        code, done = experiment.start(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
+        begin = rehearsal.start if container["rehearse"] else experiment.start
+        code, done = begin(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
         if code and sweeps:
             raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
     if code:

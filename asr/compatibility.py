@@ -22,6 +22,8 @@ class Combination(Protocol):
     @property
     def stages(self) -> Sequence[str]: ...
     @property
+    def rehearse(self) -> bool: ...
+    @property
     def batching(self) -> Any: ...
     @property
     def model(self) -> Any: ...
@@ -64,8 +66,8 @@ def problems(asked: Combination, *, on_this_host: bool = True) -> list[ConfigErr
 
 def habana_is_there(asked: Combination) -> ConfigError | None:
     """An HPU needs habana_frameworks: optimum-habana imports it (trainer.py:302-319), and accelerate finds no HPU without it
-    (utils/imports.py:440)."""
-    if not (asked.topology.use_habana or asked.topology.device == "hpu") or gaudi.habana_is_installed():
+    (utils/imports.py:440). A rehearsal's workers have a stand-in."""
+    if asked.rehearse or not (asked.topology.use_habana or asked.topology.device == "hpu") or gaudi.habana_is_installed():
         return None
     return ConfigError(
         "computes on an HPU, and habana_frameworks is not installed here: launch on a Gaudi host, or choose topology=cpu.", key="topology"

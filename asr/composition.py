@@ -299,7 +299,7 @@ def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
             composed = OmegaConf.to_container(hydra_compose("config", overrides=groups))
     except (HydraException, OmegaConfBaseException, ConfigError):
         return []
-    from asr.trainer import argument_names
+    from asr.argument_checks import argument_names
 
     extra = (f"trainer.args.{name}" for name in argument_names())
     return sorted(set(chain(dotted_keys(composed), extra)))  # type: ignore[arg-type]

@@ -106,6 +106,9 @@ class Config:
     """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
     dry_run: bool = False
     """Shows the command and the environment that would be started, and writes them into the run; needs no device, data or network."""
+    rehearse: bool = False
+    """Runs the real HPU path on a stand-in device, where there is no Gaudi: a few small layers with random weights, a few utterances of
+    each shape, a few steps, at most 2 ranks. Says what would be compiled and what would fail; trains nothing that is worth keeping."""
     dataset: Any = None
     text: Any = None
     vocabulary: Any = None
@@ -178,6 +181,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     check_root(config)
     check_no_secrets(config)
     built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages", "dry_run")}
+    built["rehearse"] = config.get("rehearse", False)  # a run of before there were rehearsals has no such key
     for name in NODES:
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:

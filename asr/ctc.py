@@ -1,15 +1,13 @@
-"""CTC models: described in the configuration, loaded or built in the worker, decoded greedily.
+"""CTC models: described in the configuration, loaded or built in the worker.
 
-In: a checkpoint or an architecture, and a tokenizer. Out: a model of transformers' CTC mapping, its processor,
-and token ids and losses an utterance that depend on its real frames only.
+In: a checkpoint or an architecture, and a tokenizer. Out: a model of transformers' CTC mapping and its processor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +20,7 @@ from asr.frames import MODEL_TYPES, FrameCount
 from asr.signatures import constructor_defaults, constructor_parameters, string_dict
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-
-log = logging.getLogger(__name__)
 
 KNOBS = (
     "attention_dropout activation_dropout feat_proj_dropout hidden_dropout final_dropout "
@@ -317,120 +312,3 @@ def _extractor_parameters(name: str) -> tuple[str, ...]:
     package = {"Wav2Vec2FeatureExtractor": "wav2vec2", "SeamlessM4TFeatureExtractor": "seamless_m4t"}.get(name, "")
     parameters = constructor_parameters(f"transformers.models.{package}.feature_extraction_{package}", name)
     return (*parameters, "feature_extractor_type", "return_attention_mask", "padding_side") if parameters else ()
-
-
-def freeze_unused(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[str]:
-    """Freeze the parameters that no training step gives a gradient, say so, and return their names.
-
-    DDP and HPU training graphs fail on a missing gradient. `inputs` is what the model takes in training, masks included
-    and labels not, as short as you like: only which parameters the logits are made from counts. Nothing is changed for
-    training without DDP, whose optimizer passes over a missing gradient; but checkpoints fit whatever the topology.
-    """
-    reached = _reached_parameters(model, inputs)
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p not in reached] if reached else []
-    for name in unused:
-        model.get_parameter(name).requires_grad_(False)
-    if unused:
-        why = {name: "no time masks" if name.endswith("masked_spec_embed") else "unused by this model's forward" for name in unused}
-        log.info("froze what would get no gradient: %s", ", ".join(f"{name} ({reason})" for name, reason in why.items()))
-    return unused
-
-
-def _reached_parameters(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[Any]:
-    """Return the parameters from which the logits are made, without a backward pass: half a second for 95 M of them on a CPU.
-
-    The model is in evaluation meanwhile: no LayerDrop hides a layer, no running statistics change. Attention is eager, since
-    the weights still lie on the host, where flash attention doesn't run. Empty where the graph doesn't show them.
-    """
-    import torch
-
-    training, attention = model.training, model.config._attn_implementation
-    model.config._attn_implementation = "eager"
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # LayerDrop rolls its dice in evaluation too
-            logits = model.eval()(**inputs).logits
-    finally:
-        model.config._attn_implementation = attention
-        model.train(training)
-    reached, seen, waiting = set(), set(), [logits.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if "CheckpointFunction" in node.name():  # reentrant checkpointing keeps its part of the graph to itself
-            return set()
-        seen.add(node)
-        if hasattr(node, "variable"):  # AccumulateGrad: a leaf
-            reached.add(node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return reached
-
-
-def frame_lengths(model: PreTrainedModel, input_lengths: Sequence[int]) -> torch.Tensor:
-    """Return how many output frames belong to each utterance, int64 [batch], on the host; at least 1, also for fillers."""
-    import torch
-
-    return model._get_feat_extract_output_lengths(torch.tensor(input_lengths)).to(torch.int64).clamp(min=1)
-
-
-def greedy_tokens(logits: torch.Tensor, frames: torch.Tensor, blank_id: int) -> torch.Tensor:
-    """Return the best token of every frame, int64 [batch, frames]; frames past an utterance's own are blank.
-
-    Without the mask, what a model says about padding becomes words: WER 33.6 instead of 9.8 in one trial.
-    """
-    import torch
-
-    past_end = torch.arange(logits.shape[1], device=logits.device) >= frames.to(logits.device)[:, None]
-    return logits.argmax(dim=-1).masked_fill(past_end, blank_id)
-
-
-def utterance_losses(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, config: Any) -> torch.Tensor:
-    """Return the CTC loss of each utterance, float32 [batch]; their mean is the loss of transformers' own forward.
-
-    `labels` is int64 [batch, labels] padded with -100; `config` gives blank, reduction and zero_infinity.
-    """
-    import torch
-    from torch.nn import functional
-
-    num_labels = (labels >= 0).sum(dim=-1)
-    log_probs = functional.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)
-    losses = functional.ctc_loss(
-        log_probs,
-        labels.clamp(min=0),
-        frames.to(logits.device),
-        num_labels,
-        blank=config.pad_token_id,
-        reduction="none",
-        zero_infinity=config.ctc_zero_infinity,
-    )
-    return losses / num_labels.clamp(min=1) if config.ctc_loss_reduction == "mean" else losses
-
-
-def batch_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    frames: torch.Tensor,
-    real: Sequence[bool],
-    config: Any,
-    rows_per_rank: float | None = None,
-) -> torch.Tensor:
-    """Return the loss of a batch, a scalar: over its real rows what transformers' own forward gives, fillers left out.
-
-    With several ranks a mean is over `rows_per_rank` rows: the mean over ranks, which DDP takes of the gradients, is then
-    the mean over all their utterances.
-
-    A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another.
-    """
-    import torch
-
-    losses = utterance_losses(logits, labels, frames, config)
-    if not all(real):
-        losses = torch.where(torch.tensor(real, device=losses.device), losses, torch.zeros_like(losses))
-    total = losses.sum()
-    return total / (rows_per_rank or max(1, sum(real))) if config.ctc_loss_reduction == "mean" else total
-
-
-def trained_parameters(model: PreTrainedModel) -> Mapping[str, int]:
-    """Return how many parameters a model has and how many are trained."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return {"total": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)}

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from asr import (
     config,
-    ctc,
     engines,
     fitting,
+    freezing,
     manifest,
     metrics,
     nodes,
@@ -50,11 +50,23 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 """Keys that differ between the servers of a run."""
 
 
-def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run | None]:
+Judge = Callable[[Run, End], End]
+"""What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
+
+
+def start(
+    composed: Mapping[str, Any],
+    run_dir: Path,
+    *,
+    overrides: Sequence[str],
+    in_child: bool,
+    before: Callable[[], object] | None = None,
+    judge: Judge | None = None,
+) -> tuple[int, Run | None]:
     """Run an experiment in `run_dir` and return its exit code and, on the first server, the run.
 
     Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
-    the first one's: it prepares, and records the end.
+    the first one's: it prepares, and records the end. `before` is done before anything is prepared.
     """
     try:
         pipeline = Pipeline.of(composed)
@@ -72,11 +84,14 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
 
     def story() -> End:
         pipeline.check_host()  # a submitted job meets its machine here
+        if before:
+            before()
         prepare(pipeline, run)
         if not pipeline.works:
             return End()
         if in_child or pipeline.topology.has_launcher:
-            return _supervised(pipeline, run)
+            end = _supervised(pipeline, run)
+            return judge(run, end) if judge else end
         pipeline.topology.apply_environment()
         work(run)
         return End()
@@ -233,7 +248,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
     speech_trainer, scorer = build(pipeline, run)
     facts = {
         "trainer_class": trainer.class_path(speech_trainer),
-        "parameters": ctc.trained_parameters(speech_trainer.model),
+        "parameters": freezing.trained_parameters(speech_trainer.model),
         "trust_remote_code": pipeline.model.trust_remote_code,
     }
     log.info("trainer: %s on %s", facts["trainer_class"], speech_trainer.args.device)
@@ -285,7 +300,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     collator = CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
     model = takes_masks(model)
     if "train" in datasets:
-        ctc.freeze_unused(model, collator.example(extractor))
+        freezing.freeze_unused(model, collator.example(extractor))
     speech_trainer = pipeline.trainer.build(
         model=model,
         processor=processor,

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,6 +50,15 @@ def habana_is_installed() -> bool:
     return find_spec("habana_frameworks") is not None
 
 
+def _is_stand_in() -> bool:
+    """Say whether habana_frameworks is a rehearsal's, which comes without Intel's plugin."""
+    try:
+        version("habana-torch-plugin")
+    except PackageNotFoundError:
+        return True
+    return False
+
+
 def check_installed() -> None:
     """Raise ConfigError where optimum-habana is absent; imports nothing of it but the namespace that holds it."""
     if find_spec("optimum") is None or find_spec("optimum.habana") is None:
@@ -64,7 +74,8 @@ def optimum_habana() -> Any:
     """Import optimum.habana, answering what it asks of an absent habana_frameworks; raise ConfigError without it."""
     check_installed()
     if habana_is_installed():
-        import optimum.habana
+        with _version_answered() if _is_stand_in() else contextlib.nullcontext():
+            import optimum.habana
 
         return optimum.habana
     with _version_answered():

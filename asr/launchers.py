@@ -20,6 +20,8 @@ from asr.topology import Topology, available_cores, num_sockets
 
 CODE = Path(__file__).resolve().parent.parent
 """The workers run this code, whatever else is installed."""
+STAND_IN = CODE / "asr" / "rehearsal" / "stand_in"
+"""Where a rehearsal's workers find a `habana_frameworks`; nobody else does."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Launch:
         return {"command": list(self.command), "environment": dict(self.environment), "line": str(self)}
 
 
-def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
+def launch(topology: Topology, run_dir: Path, *, node: int, rehearse: bool = False) -> Launch:
     """Return what starts the processes of server `node`; raise ConfigError when host or port are not known."""
     environment = topology.worker_environment()
-    environment["PYTHONPATH"] = python_path()
+    environment["PYTHONPATH"] = python_path(rehearse=rehearse)
     worker = ["asr.worker", str(run_dir)]
     if not topology.has_launcher:
         return Launch([sys.executable, "-m", *worker], environment)
@@ -53,10 +55,11 @@ def launch(topology: Topology, run_dir: Path, *, node: int) -> Launch:
     return Launch([*_torchrun(topology, node), *worker], environment)
 
 
-def python_path() -> str:
-    """Return the PYTHONPATH by which a process imports this code first."""
+def python_path(*, rehearse: bool = False) -> str:
+    """Return the PYTHONPATH by which a process imports this code first, in a rehearsal after the stand-in device."""
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([str(CODE), *filter(None, before)]))
+    first = [str(STAND_IN), str(CODE)] if rehearse else [str(CODE)]
+    return os.pathsep.join(dict.fromkeys([*first, *filter(None, before)]))
 
 
 def _torchrun(topology: Topology, node: int) -> list[str]:

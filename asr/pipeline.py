@@ -31,6 +31,7 @@ class Pipeline:
     seed: int
     stages: Sequence[str]
     dry_run: bool
+    rehearse: bool
     dataset: Source
     text: text.TextRules
     vocabulary: vocabulary.Vocabulary
@@ -45,7 +46,7 @@ class Pipeline:
     def of(cls, composed: Mapping[str, Any]) -> Pipeline:
         """Build and check everything that can be checked without data, network or torch; raise ConfigError."""
         pipeline = cls(**config.instantiate(composed))
-        if pipeline.only_evaluates and pipeline.model.name_or_path is None:
+        if pipeline.only_evaluates and pipeline.model.name_or_path is None and not pipeline.rehearse:  # that evaluates random weights
             raise ConfigError(
                 f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
                 key="model.name_or_path",
@@ -69,7 +70,7 @@ class Pipeline:
     def launch(self, run_dir: Path, node: int) -> launchers.Launch:
         """Return what starts the run's processes on a server."""
         with config.under("topology"):
-            return launchers.launch(self.topology, run_dir, node=node)
+            return launchers.launch(self.topology, run_dir, node=node, rehearse=self.rehearse)
 
     def launches(self, run_dir: Path) -> list[launchers.Launch]:
         """Return what would be started on every server where `python launch.py` is started."""
@@ -87,7 +88,10 @@ class Pipeline:
             raise ConfigError(found[0].problem + others, key=found[0].key)
 
     def check_reachable(self) -> None:
-        """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError."""
+        """Check what the configuration names outside itself, and again whether it goes together; raise ConfigError.
+
+        A rehearsal is told what doesn't go together, and isn't stopped by it.
+        """
         for name in ("dataset", "model", "vocabulary", "augment"):
             with config.under(name):
                 getattr(self, name).check_reachable()
@@ -96,8 +100,9 @@ class Pipeline:
                 "a vocabulary built here has characters; name a tokenizer that makes phonemes (vocabulary.tokenizer_name_or_path).",
                 key="vocabulary.phoneme_language",
             )
-        self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
-        if self.only_evaluates and not self.model.has_own_tokenizer():
+        if not self.rehearse:
+            self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
+        if self.only_evaluates and self.model.name_or_path is not None and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
             )
@@ -107,7 +112,8 @@ class Pipeline:
         if not self.works:
             return
         engines.engine(self.trainer.engine).check_installed()
-        self.check_compatible()
+        if not self.rehearse:
+            self.check_compatible()
         with config.under("topology"):
             launchers.check_installed(self.topology)
             self.topology.check_host()

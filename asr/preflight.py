@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from asr import composition, pipeline, runs, submission
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
+from asr.rehearsal import start as rehearsal
 
 
 def check(asked: composition.CommandLine) -> None:
@@ -32,7 +33,10 @@ def check(asked: composition.CommandLine) -> None:
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     for composed in jobs:
         described = Pipeline.of(composition.to_container(composed))
-        if described.dry_run:
+        if described.rehearse:
+            rehearsal.check(composition.to_container(composed))
+            described.check_reachable()
+        elif described.dry_run:
             warn_of(composition.to_container(composed))
             described.launches(Path())
         else:
@@ -40,11 +44,11 @@ def check(asked: composition.CommandLine) -> None:
             described.check_reachable()
         if submitted:
             submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
-        elif not described.dry_run:
+        elif not described.dry_run and not described.rehearse:
             described.check_host()
-        if described.topology.started_on_each_node and not multirun:
+        if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
-        if submitted or described.node == 0:
+        if submitted or described.rehearse or described.node == 0:
             runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
     if submitted:
         submission.prepare_environment()

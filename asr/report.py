@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 
 
@@ -20,13 +21,18 @@ def show_end(run: Run) -> None:
         for number, launch in enumerate(run.record["launch"]):
             print(f"# server {number}\n{launch['line']}" if len(run.record["launch"]) > 1 else launch["line"])
         return
+    if run.record.get("rehearsal"):
+        return  # it has shown its verdict
     from rich import print as show
 
     show(data_table(run) if run.config["stages"] == ["prepare"] else summary(run))
 
 
 def summary(run: Run) -> Table:
-    """Return the table that ends a run: error rates, losses, speed, hours of audio, and where it lies."""
+    """Return the table that ends a run: error rates, losses, speed, hours of audio, and where it lies; of a rehearsal, its verdict."""
+    found = verdict.load(run.path)
+    if found is not None:
+        return verdict.table(found, f"{run.record['experiment']} {run.record['version']}")
     record, metrics = run.record, run.metrics
     table = Table(title=f"{record['experiment']} {record['version']}: {record['status']}", show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -103,6 +109,7 @@ def listing(runs: Iterable[Run]) -> Table:
     for run in runs:
         record, metrics = run.record, run.metrics
         ended = record["status"] if record["exit_code"] in (0, None) else f"{record['status']} ({record['exit_code']})"
+        ended = f"rehearsal {ended}" if record.get("rehearsal") else ended
         rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
         started = record["started"][5:16].replace("T", " ")
         table.add_row(started, ended, *rates, _shown(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))

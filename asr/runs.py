@@ -66,6 +66,7 @@ class Run:
             "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
             **({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
             "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
+            **({"rehearsal": True} if config.get("rehearse") else {}),
         }
         try:
             (path / RUN_FILE).open("x").close()  # the one who creates it owns the directory

@@ -49,7 +49,12 @@ def _work(run_dir: Path, rank: Rank) -> End:
     runs.configure_logging(None)
 
     def story() -> End:
-        experiment.work(runs.Run.load(run_dir), rank)
+        run = runs.Run.load(run_dir)
+        if run.config.get("rehearse"):
+            from asr.rehearsal.story import work
+        else:
+            from asr.experiment import work
+        work(run, rank)
         return End()
 
     return experiment.explained(story, run_dir)

@@ -107,6 +107,15 @@ def digits(own_cache: Path):
     return source
 
 
+@pytest.fixture
+def tokenizer(tmp_path):
+    """A tokenizer of six letters."""
+    from asr.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary()
+    return vocabulary.tokenizer_from(vocabulary.build(["abcdef"]), tmp_path)
+
+
 def composed(*overrides: Sequence[str] | str) -> dict:
     """Compose the real conf/ as launch.py does."""
     from asr import composition

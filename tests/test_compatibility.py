@@ -163,6 +163,18 @@ def test_an_absent_habana_frameworks_is_said(monkeypatch):
         asked(HPU).check_compatible()
 
 
+def test_a_rehearsal_needs_no_habana_frameworks_and_is_not_stopped(monkeypatch):
+    monkeypatch.setattr(gaudi, "habana_is_installed", lambda: False)
+    pipeline = replace(asked(EAGER, *TINY, "model.layerdrop=0.1", use_hpu_graphs_for_training=True), rehearse=True)
+    told = ["trainer.args.use_hpu_graphs_for_training", "model.layerdrop"]
+    assert refused(pipeline) == told
+    assert refused(replace(pipeline, rehearse=False)) == ["topology", *told]
+    pipeline.check_reachable()
+    pipeline.check_host()
+    with pytest.raises(ConfigError):
+        replace(pipeline, rehearse=False).check_reachable()
+
+
 def test_lists_of_ops_come_too_late():
     pipeline = asked(HPU, bf16=True)
     pipeline.gaudi_config.autocast_bf16_ops, pipeline.gaudi_config.autocast_fp32_ops = ["add"], ["mul"]

@@ -55,6 +55,13 @@ def test_what_is_wrong_is_named(change, message):
         config.instantiate(composed() | change)
 
 
+def test_a_run_of_before_rehearsals_still_loads():
+    asked = composed()
+    assert config.instantiate({**asked, "rehearse": True})["rehearse"] is True
+    asked.pop("rehearse")
+    assert config.instantiate(asked)["rehearse"] is False
+
+
 def test_a_team_s_own_class_is_built():
     built = config.instantiate(composed() | {"model": {"_target_": "test_config.Node", "needed": 3}})
     assert built["model"] == Node(needed=3)

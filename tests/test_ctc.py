@@ -1,33 +1,23 @@
-"""Models of the whole CTC mapping, decoding and losses that padding can't change, saving and loading."""
+"""Models of the whole CTC mapping: from scratch, from a checkpoint, saved and loaded."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import composed
 
 from asr.collate import CTCCollator, Row
-from asr.ctc import CTCModel, batch_loss, frame_lengths, freeze_unused, greedy_tokens, trained_parameters, utterance_losses
+from asr.ctc import CTCModel
+from asr.ctc_outputs import frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError
 from asr.frames import MODEL_TYPES
 from asr.pipeline import Pipeline
-from asr.spec_augment import takes_masks
 from asr.vocabulary import Vocabulary
 
 LABELS = [[3, 4, 4], [5, 3], [6, 4, 3, 5, 5], [3]]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 CONVOLUTIONS = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    vocabulary = Vocabulary()
-    return vocabulary.tokenizer_from(vocabulary.build(["abcdef"]), tmp_path)
 
 
 def rows_of(extractor, lengths=(9000, 12000, 15000, 16000)):
@@ -92,165 +82,6 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     else:
         torch.testing.assert_close(ours.mean(), theirs)
     assert greedy_tokens(logits, frames, 0).shape == logits.shape[:2]
-
-
-def ready_to_train(node: CTCModel, tokenizer):
-    """Return model and training batch as asr.experiment.build makes them, before anything is frozen, and its short example."""
-    torch.manual_seed(0)
-    model = node.load(tokenizer, new_head=True)
-    extractor = node.processor(tokenizer, model).feature_extractor
-    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, seed=0)
-    return takes_masks(model), collator.example(extractor), collator(rows_of(extractor))
-
-
-def training_loss(model, forward, batch):
-    """Return the loss of CTCTrainerMixin's training step."""
-    inputs = dict(batch)
-    facts, labels = inputs.pop("facts"), inputs.pop("labels")
-    return batch_loss(forward(**inputs).logits, labels, frame_lengths(model, facts.lengths), [True] * len(labels), model.config)
-
-
-UNUSED = {"wav2vec2-conformer": {"pos_conv_embed.conv.bias", "original0", "original1"}}
-"""Parameters that no forward of a type uses, by the end of their names (transformers 4.55)."""
-
-
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_what_gets_no_gradient_is_frozen_and_nothing_else(model_type, masked, tokenizer, caplog):
-    caplog.set_level("INFO", "asr")
-    masks = {"mask_time_prob": 0.3, "mask_time_length": 2, "mask_feature_prob": 0.1, "mask_feature_length": 2}
-    layers = {} if model_type == "sew-d" else {"layerdrop": 0.9}  # a layer that is dropped in training is used all the same
-    model, example, batch = ready_to_train(tiny(model_type, **masks, **layers, apply_spec_augment=masked), tokenizer)
-    dice, before = torch.get_rng_state(), {name: buffer.clone() for name, buffer in model.named_buffers()}
-    frozen = freeze_unused(model.train(), example)
-    assert model.training
-    assert torch.equal(torch.get_rng_state(), dice)
-    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
-    model.config.layerdrop = 0.0
-    training_loss(model, model, batch).backward()
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    ends = UNUSED.get(model_type, set()) | (set() if masked else {"masked_spec_embed"})
-    assert len(frozen) == len(ends)
-    assert all(name.endswith(tuple(ends)) and name in caplog.text for name in frozen)
-    assert ("froze" in caplog.text) == bool(frozen)
-    assert freeze_unused(model, example) == []
-
-
-def test_an_unused_mask_embedding_is_frozen_and_said_so(tokenizer, caplog):
-    caplog.set_level("INFO", "asr")
-    node = CTCModel(architecture={"model_type": "wav2vec2", **SMALL, **CONVOLUTIONS}, mask_time_prob=0.0, mask_feature_prob=0.1)
-    model, example, _ = ready_to_train(node, tokenizer)
-    assert freeze_unused(model, example) == ["wav2vec2.masked_spec_embed"]
-    assert "froze what would get no gradient: wav2vec2.masked_spec_embed (no time masks)" in caplog.text
-    counts = trained_parameters(model)
-    assert counts["total"] - counts["trained"] == 32 + sum(p.numel() for p in model.wav2vec2.feature_extractor.parameters())
-
-
-def test_a_graph_that_is_hidden_freezes_nothing(tokenizer, monkeypatch):
-    """Reentrant checkpointing keeps its part of the graph to itself: what it uses would look unused."""
-    model, example, _ = ready_to_train(tiny("wav2vec2", apply_spec_augment=False), tokenizer)
-    layer = model.wav2vec2.encoder.layers[0]
-    plain = layer.forward
-
-    def checkpointed(hidden, **kwargs):
-        given = plain(hidden, **kwargs)
-        if isinstance(given, tuple):  # transformers 4.55
-            return (torch.utils.checkpoint.checkpoint(lambda h: plain(h, **kwargs)[0], hidden, use_reentrant=True),)
-        return torch.utils.checkpoint.checkpoint(lambda h: plain(h, **kwargs), hidden, use_reentrant=True)
-
-    monkeypatch.setattr(layer, "forward", checkpointed)
-    assert freeze_unused(model, example) == []
-
-
-def train_on_a_rank(rank: int, folder: Path, freezes: bool) -> None:
-    """Train a Conformer, whose pos_conv_embed no forward uses, with DDP as GaudiTrainingArguments has it: every gradient is awaited."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{freezes}", rank=rank, world_size=2)
-    node = tiny("wav2vec2-conformer", apply_spec_augment=False, layerdrop=0.0)
-    model, example, batch = ready_to_train(node, Vocabulary().tokenizer_from(Vocabulary().build(["abcdef"]), folder))
-    assert not freezes or len(freeze_unused(model, example)) == 4
-    parallel = torch.nn.parallel.DistributedDataParallel(model.train())
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
-    for _ in range(3):
-        training_loss(model, parallel, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    theirs = weights.clone()
-    dist.broadcast(theirs, src=0)
-    assert torch.equal(weights, theirs)
-    dist.destroy_process_group()
-
-
-def train_on_two_ranks(folder: str) -> None:
-    """Fork two ranks with the unused parameters frozen, then two without, from a process that has computed nothing yet."""
-    import transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer  # noqa: F401 - once, and not in each rank
-    from torch.multiprocessing import ProcessRaisedException, start_processes
-
-    start_processes(train_on_a_rank, (Path(folder), True), nprocs=2, start_method="fork")
-    print("frozen: trained")
-    try:
-        start_processes(train_on_a_rank, (Path(folder), False), nprocs=2, start_method="fork")
-    except ProcessRaisedException as error:
-        print("not frozen:", error)
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_used_to_break_ddp(tmp_path):
-    code = f"import test_ctc; test_ctc.train_on_two_ranks({str(tmp_path)!r})"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
-    assert "frozen: trained" in done.stdout, done.stderr
-    assert "Expected to have finished reduction in the prior iteration" in done.stdout.partition("not frozen:")[2]
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_utterance_losses_add_up_to_the_library_s(reduction, tokenizer):
-    node = described("wav2vec2_tiny")
-    node.ctc_loss_reduction = reduction
-    model = node.load(tokenizer, new_head=True).eval()
-    batch, facts = batch_of(CTCCollator("input_values", 0.0, True), rows_of(node.processor(tokenizer, model).feature_extractor))
-    with torch.no_grad():
-        outputs = model(**batch)
-    ours = utterance_losses(outputs.logits, batch["labels"], frame_lengths(model, facts.lengths), model.config)
-    torch.testing.assert_close(ours.mean() if reduction == "mean" else ours.sum(), outputs.loss)
-
-
-@pytest.mark.parametrize("name", ["wav2vec2_bert_tiny", "wav2vec2_tiny"])
-def test_padding_changes_neither_tokens_nor_losses(name, tokenizer):
-    """Layer-norm models: alone, in a batch, and with a second of more padding, an utterance gives the same."""
-    torch.manual_seed(0)
-    node = described(name)
-    model = node.load(tokenizer, new_head=True).eval()
-    extractor = node.processor(tokenizer, model).feature_extractor
-    collator = CTCCollator.for_extractor(extractor)
-    rows = rows_of(extractor)
-    filler = Row(99, torch.zeros(2 * rows[-1].inputs.shape[0], *rows[-1].inputs.shape[1:]), [3], 1.0)
-
-    def results(group):
-        batch, facts = batch_of(collator, group)
-        labels = batch.pop("labels")
-        with torch.no_grad():
-            logits = model(**batch).logits
-        frames = frame_lengths(model, facts.lengths)
-        tokens = tokenizer.batch_decode(greedy_tokens(logits, frames, 0))
-        losses = utterance_losses(logits, labels, frames, model.config).tolist()
-        return {row: (token, loss) for row, token, loss in zip(facts.rows, tokens, losses, strict=True)}
-
-    alone = {k: v for row in rows for k, v in results([row]).items()}
-    assert any(text for text, _ in alone.values())
-    for group in (rows, rows[::-1], [*rows, filler]):
-        together = results(group)
-        for row in rows:
-            assert together[row.number][0] == alone[row.number][0]
-            assert together[row.number][1] == pytest.approx(alone[row.number][1], rel=1e-3)
-
-
-def test_frames_past_the_end_are_blank():
-    logits = torch.zeros(2, 4, 3)
-    logits[:, :, 2] = 1
-    assert greedy_tokens(logits, torch.tensor([1, 4]), 0).tolist() == [[2, 0, 0, 0], [2, 2, 2, 2]]
 
 
 @pytest.fixture

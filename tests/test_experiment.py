@@ -13,8 +13,8 @@ import soundfile
 from conftest import TINY, composed
 
 from asr import experiment
-from asr.ctc import trained_parameters
 from asr.errors import ConfigError, DataError
+from asr.freezing import trained_parameters
 from asr.labels import Labels
 from asr.manifest import Manifest
 from asr.pipeline import Pipeline

@@ -111,6 +111,15 @@ def test_the_workers_run_this_code(tmp_path, monkeypatch):
     assert launchers.launch(Topology(), tmp_path, node=0).environment["PYTHONPATH"] == f"{launchers.CODE}:/mine"
 
 
+@pytest.mark.parametrize("topology", [{}, {"world_size": 2}, {"world_size": 2, "launcher": "mpirun"}])
+def test_a_rehearsal_s_workers_find_the_stand_in_first_and_nobody_else_does(topology, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    plain, rehearsed = (launchers.launch(Topology(**topology), tmp_path, node=0, rehearse=rehearse) for rehearse in (False, True))
+    assert rehearsed.environment["PYTHONPATH"] == f"{launchers.CODE}/asr/rehearsal/stand_in:{plain.environment['PYTHONPATH']}"
+    assert "rehearsal" not in plain.environment["PYTHONPATH"]
+    assert rehearsed.command[-3:] == plain.command[-3:]
+
+
 @pytest.mark.parametrize(("launcher", "mend"), [("mpirun", "Open MPI brings it"), ("deepspeed", "Gaudi's fork of DeepSpeed")])
 def test_a_launcher_that_is_not_installed(monkeypatch, launcher, mend):
     monkeypatch.setenv("PATH", "/nowhere")

@@ -8,10 +8,10 @@ import soundfile
 import torch
 from conftest import INSTALLED_ENGINES, TINY, composed
 
-from asr import arguments, engines, gaudi, manifest, metrics, trainer
+from asr import engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
 from asr.collate import CTCCollator, UtteranceDataset
-from asr.errors import ConfigError, DataError
+from asr.errors import DataError
 from asr.labels import Labels
 from asr.pipeline import Pipeline
 from asr.planning import Shape
@@ -361,15 +361,3 @@ def test_the_loader_s_arguments_reach_it(tmp_path, argument, value):
     made, _ = built(tmp_path, "trainer.args.dataloader_num_workers=1", f"trainer.args.{name}={value}")
     given = getattr(made.get_train_dataloader(), argument)
     assert getattr(given, "get_start_method", lambda: given)() == value
-
-
-@pytest.mark.parametrize("name", sorted(trainer.ELSEWHERE))
-def test_arguments_decided_elsewhere_say_where(name):
-    with pytest.raises(ConfigError, match=rf"^args\.{name}: is not set here"):
-        trainer.CTCTraining(engine=INSTALLED_ENGINES[0], args={name: None})
-
-
-@pytest.mark.optimum_habana
-def test_ranges_and_refusals_name_real_arguments():
-    fields = {name for engine in engines.names() for name in engines.engine(engine).argument_fields()}
-    assert set(trainer.RANGES) | set(trainer.ELSEWHERE) <= fields | arguments.SPELLINGS

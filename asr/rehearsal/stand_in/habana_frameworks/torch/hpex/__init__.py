@@ -1,0 +1,1 @@
+"""Kernels of a Gaudi's own, as plain torch ops."""

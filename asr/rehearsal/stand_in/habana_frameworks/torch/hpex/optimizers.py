@@ -1,0 +1,5 @@
+"""The fused optimizer."""
+
+from asr.rehearsal.kernels import FusedAdamW
+
+__all__ = ["FusedAdamW"]

@@ -1,0 +1,1 @@
+"""What kind of device this is."""

@@ -1,0 +1,53 @@
+"""The parent's part of a rehearsal: shrink the experiment, run it where the stand-in device is, conclude.
+
+In: a composed configuration. Out: a run with rehearsal.json, the verdict on the terminal, and exit code 0 only when all ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr import compatibility, experiment
+from asr.errors import DataError
+from asr.pipeline import Pipeline
+from asr.rehearsal import device, verdict
+from asr.rehearsal.shrink import shrink
+from asr.runs import Run
+from asr.stops import End
+
+
+def check(composed: Mapping[str, Any]) -> Pipeline:
+    """Raise ConfigError for an experiment that can't be rehearsed, or not on this host; return what would be."""
+    device.check_host()
+    smaller = Pipeline.of(shrink(composed).config)
+    if not smaller.dry_run:
+        smaller.check_host()
+    return smaller
+
+
+def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run | None]:
+    """Rehearse an experiment in `run_dir`; as asr.experiment.start, which it runs with a smaller one."""
+    combinations = [str(problem) for problem in compatibility.problems(Pipeline.of(composed), on_this_host=False)]
+    smaller = shrink(composed)
+
+    def judge(run: Run, end: End) -> End:
+        if end.exit_code > 128 or end.exit_code == DataError.exit_code:
+            return end  # stopped, or bad data: nothing was found out about the path
+        found = verdict.conclude(
+            run.path,
+            error=end.error if end.exit_code else None,
+            combinations=combinations,
+            sizes=smaller.sizes,
+            substitutions=smaller.substitutions,
+        )
+        return End() if found["passed"] else End(1, f"{len(found['failures'])} of what was rehearsed would fail: see {run.path / verdict.REHEARSAL_FILE}")
+
+    code, run = experiment.start(smaller.config, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge)
+    found = verdict.load(run.path) if run is not None else None
+    if run is not None and found is not None:
+        from rich import print as show
+
+        show(verdict.table(found, f"{run.record['experiment']} {run.record['version']}"))
+    return code, run

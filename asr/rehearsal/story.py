@@ -1,0 +1,224 @@
+"""One rank's part of a rehearsal: train, evaluate, save and resume on the stand-in device, and write down what happened.
+
+In: a run whose configuration was shrunk. Out: rehearsal.json, by the first rank, complete as far as it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from asr import experiment, trainer
+from asr.pipeline import Pipeline
+from asr.ranks import Rank
+from asr.rehearsal.sampling import FewBatches
+from asr.rehearsal.verdict import Facts
+from asr.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def work(run: Run, rank: Rank) -> None:
+    """Rehearse a prepared run; what went wrong without an exception is among the facts."""
+    pipeline = Pipeline.of(run.config)
+    pipeline.topology.apply_environment()
+    facts = Facts()
+    try:
+        _rehearse(replace(pipeline, batching=FewBatches(whole=pipeline.batching)), run, rank, facts)
+    finally:
+        if rank.is_first:
+            facts.save(run.path)
+
+
+def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
+    log.info("importing torch, transformers and optimum-habana: about ten seconds")
+    facts.doing = "setting up"
+    first, _ = experiment.build(pipeline, run)
+    facts |= _described(first)
+    log.info("trainer: %s on %s, the stand-in", facts["trainer_class"], first.args.device)
+
+    from asr.rehearsal.recorder import Recorder
+
+    trains = "train" in pipeline.stages
+    on_the_way = first.args.eval_strategy != "no"
+    recorder = Recorder(first, evaluates=on_the_way, in_the_middle=trains)
+    if trains:
+        facts.doing = "training"
+        measured = experiment.train(first, run, rank)
+        facts |= {"optimizer": _name(first.optimizer), **_of_training(first, recorder, measured)}
+        facts.ran(training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model")
+        facts.failures += _of_graphs("training")
+    if "evaluate" in pipeline.stages:
+        facts.doing = "evaluating"
+        measured = experiment.evaluate(first)
+        facts |= _of_evaluation(first, measured)
+        facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
+        facts.failures += _of_graphs("inference")
+    if first.args.world_size > 1:
+        facts.doing = "comparing ranks"
+        facts.failures += _of_ranks(first, facts)
+    if trains:
+        facts.doing = "resuming"
+        facts.failures += _resumed(pipeline, run, first, recorder, facts)
+    facts.doing = None
+    first.end()
+
+
+def _described(speech_trainer: Any) -> Mapping[str, Any]:
+    """Return what runs, as the trainer itself says it."""
+    import torch.distributed
+
+    args, model = speech_trainer.args, speech_trainer.accelerator.unwrap_model(speech_trainer.model)
+    group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
+    gaudi_config = getattr(speech_trainer, "gaudi_config", None)
+    return {
+        "device": args.device.type,
+        "backend": torch.distributed.Backend.default_device_backend_map.get("hpu"),
+        "process_group": group,
+        "world_size": args.world_size,
+        "trainer_class": trainer.class_path(speech_trainer),
+        "model_class": type(model).__mro__[0].__name__,
+        "settings": {
+            "use_habana": getattr(args, "use_habana", None),
+            "use_lazy_mode": getattr(args, "use_lazy_mode", None),
+            "autocast": "bfloat16" if getattr(speech_trainer, "use_hpu_amp", False) or args.bf16 else None,
+            "fused_adam": bool(gaudi_config and gaudi_config.use_fused_adam),
+            "fused_clip_norm": bool(gaudi_config and gaudi_config.use_fused_clip_norm),
+            "attention": model.config._attn_implementation,
+            "training_graphs": bool(getattr(args, "use_hpu_graphs_for_training", False)),
+            "inference_graphs": bool(getattr(args, "use_hpu_graphs_for_inference", False)),
+            "distribution_strategy": getattr(args, "distribution_strategy", None) if args.world_size > 1 else None,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        },
+    }
+
+
+def _name(optimizer: Any) -> str:
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
+
+
+def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    from asr.rehearsal import device
+    from asr.rehearsal.recorder import STEP, UPDATE, count_graphs
+
+    counted = count_graphs("training", STEP)
+    syncs = sum(device.events("sync", STEP, UPDATE).values()) + sum(device.events("sync_in_capture", STEP, UPDATE).values())
+    where = [{"op": op, "where": place, "times": times} for (op, place), times in recorder.syncs.most_common()]
+    return {
+        "train_graphs": counted["model"],
+        "train_graphs_captured": counted["captured"],
+        "graphs_in_training": {
+            "forward_backward": counted["recorded"],
+            "update": len(device.graphs(UPDATE)),
+            "in_all": len(device.graphs(STEP, UPDATE)),
+        },
+        "train_input_shapes": _shapes(speech_trainer, "train"),
+        "planned_train_shapes": _planned(speech_trainer, "train"),
+        "num_train_shapes": measured["num_train_shapes"],
+        "steps": recorder.steps,
+        "host_syncs_per_step": syncs / recorder.steps if recorder.steps else 0.0,
+        "host_syncs": where,
+        "dynamic_ops": dict(device.events("dynamic", STEP, UPDATE)),
+        "padding_efficiency": measured["padding_efficiency"],
+        "losses": recorder.losses,
+    }
+
+
+def _of_evaluation(speech_trainer: Any, measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    from asr.rehearsal.recorder import EVALUATION, count_graphs
+
+    counted = count_graphs("inference", EVALUATION)
+    facts = {
+        "eval_graphs": counted["model"],
+        "eval_graphs_captured": counted["captured"],
+        "graphs_in_evaluation": {"forward": counted["recorded"]},
+        "eval_input_shapes": _shapes(speech_trainer, "eval"),
+        "planned_eval_shapes": _planned(speech_trainer, "eval"),
+        "num_eval_shapes": measured["num_eval_shapes"],
+    }
+    return facts if "train" in speech_trainer.batching.met else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
+
+
+def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
+    """Return the shapes that went through forward: inputs', then labels'."""
+    return sorted(list(shape) for shape in speech_trainer.forwarded[phase].shapes)
+
+
+def _planned(speech_trainer: Any, phase: str) -> list[list[int]]:
+    """Return length, labels and rows of the whole job's shapes, as they were planned."""
+    return [list(shape) for shape in speech_trainer.batching.met.get(phase, ())]
+
+
+def _of_graphs(kind: str) -> list[str]:
+    """Return what HPU graphs of a kind would do wrong."""
+    from asr.rehearsal import device, graphs
+    from asr.rehearsal.recorder import EVALUATION, STEP
+
+    phase, found = {"training": STEP, "inference": EVALUATION}[kind], []
+    for captured in graphs.seen.of(kind):
+        if captured.frozen:
+            found.append(
+                f"a {kind} graph of inputs {_listed(captured.shapes)} froze what forward drew on the host ({', '.join(captured.frozen)}): "
+                "every replay repeats it. Draw it with the batch and pass it as a tensor."
+            )
+    for shapes, times in graphs.seen.uncaptured.items() if kind == "training" else ():
+        found.append(
+            f"inputs {_listed(shapes)} ran {times} times without a {kind} graph: {len(graphs.seen.of(kind))} are kept, and their shapes "
+            "change more often than that. Choose batching=buckets or fixed, or fewer shapes."
+        )
+    for what, reason in (
+        ("sync_in_capture", "asked for a value on the host: the graph is split there, and what Python does with the value is frozen"),
+        ("dynamic_in_capture", "gives a result whose size depends on data, which no graph can hold"),
+    ):
+        found += [f"{op} within a {kind} graph, {times} times, {reason}." for op, times in device.events(what, phase).items()]
+    return found
+
+
+def _listed(shapes: Any) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
+
+
+def _of_ranks(speech_trainer: Any, facts: Facts) -> list[str]:
+    """Compare the weights of all ranks; every rank has to call it."""
+    from accelerate.utils import gather_object
+
+    from asr.rehearsal.recorder import weights
+
+    sums = hashlib.sha256()
+    for name, tensor in sorted(weights(speech_trainer).items()):
+        sums.update(name.encode() + tensor.contiguous().view(-1).view(dtype=_bytes()).numpy().tobytes())
+    each = gather_object([sums.hexdigest()])
+    facts |= {"ranks_equal": len(set(each)) == 1}
+    found = [] if facts["ranks_equal"] else [f"the {len(each)} ranks ended with different weights: their gradients weren't averaged."]
+    if facts["process_group"] != "hccl":
+        found.append(f"the ranks meet over {facts['process_group']}, not hccl.")
+    return found
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _resumed(pipeline: Pipeline, run: Run, first: Any, recorder: Any, facts: Facts) -> list[str]:
+    """Train the second half again from the checkpoint in the middle, and compare weights with those that never stopped."""
+    from asr.rehearsal.recorder import Recorder, largest_difference
+
+    checkpoint = run.path / "checkpoints" / f"checkpoint-{recorder.saved_at}"
+    second, _ = experiment.build(pipeline, run)
+    again = Recorder(second, evaluates=False, in_the_middle=False)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    difference = largest_difference(recorder.weights, again.weights)
+    facts |= {"resumed": {"from_step": recorder.saved_at, "steps": again.steps, "largest_weight_difference": difference}}
+    facts.ran(resuming=f"{again.steps} steps from checkpoint-{recorder.saved_at}")
+    if first.args.world_size > 1:
+        second.end()
+    if again.steps != recorder.steps - recorder.saved_at:
+        return [f"resuming from step {recorder.saved_at} of {recorder.steps} took {again.steps} steps."]
+    if difference != 0:
+        return [f"a run resumed at step {recorder.saved_at} ends with other weights: they differ by up to {difference:g}."]
+    return []

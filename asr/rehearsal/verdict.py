@@ -1,0 +1,150 @@
+"""What a rehearsal found: facts from the ranks, what was replaced, what would have failed. Saved as rehearsal.json, shown as a table.
+
+In: counts that were made while it ran, never a plan's. Out: one JSON file and one table. Nothing about speed, memory or numerics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asr import runs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from asr.rehearsal.shrink import Change
+
+REHEARSAL_FILE = "rehearsal.json"
+SCHEMA = 1
+
+
+@dataclass
+class Facts:
+    """What the first rank found out, in order; `doing` is what it was at when something stopped it."""
+
+    found: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    doing: str | None = "starting"
+
+    def __ior__(self, more: Mapping[str, Any]) -> Facts:
+        self.found |= more
+        return self
+
+    def __getitem__(self, name: str) -> Any:
+        return self.found[name]
+
+    def ran(self, **parts: str) -> None:
+        """Note that a part of the story came to its end."""
+        self.found["ran"] = {**self.found.get("ran", {}), **parts}
+
+    def save(self, run_dir: Path) -> None:
+        runs.write_json(run_dir / REHEARSAL_FILE, {**_finite(self.found), "failures": self.failures, "doing": self.doing})
+
+
+def _finite(value: Any) -> Any:
+    """Return the same with null for numbers that are none: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")) else value
+
+
+def conclude(
+    run_dir: Path, *, error: str | None, combinations: Sequence[str], sizes: Sequence[Change], substitutions: Sequence[Change]
+) -> dict[str, Any]:
+    """Complete rehearsal.json with what the parent knows, and return it. `error`: why the ranks ended badly, if they did."""
+    path = run_dir / REHEARSAL_FILE
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"failures": [], "doing": "starting"}
+    doing = facts.pop("doing")
+    failures = [*combinations, *facts.pop("failures")]
+    if error is not None and error not in failures:
+        failures.append(f"{doing or 'ending'} failed: {error}")
+    verdict = {
+        "schema": SCHEMA,
+        "passed": not failures,
+        **{name: facts.get(name) for name in _ALWAYS},
+        **{name: value for name, value in facts.items() if name not in _ALWAYS},
+        "shrunk": [asdict(change) for change in sizes],
+        "substitutions": [asdict(change) for change in substitutions],
+        "failures": failures,
+    }
+    runs.write_json(path, verdict)
+    return verdict
+
+
+_ALWAYS = (
+    "device backend trainer_class model_class train_graphs eval_graphs train_input_shapes eval_input_shapes host_syncs_per_step padding_efficiency"
+).split()
+"""Keys that rehearsal.json always has; null for what the rehearsal didn't come to."""
+
+
+def load(run_dir: Path) -> dict[str, Any] | None:
+    """Return the verdict of a rehearsal; None for a run that has none."""
+    path = run_dir / REHEARSAL_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def table(verdict: Mapping[str, Any], title: str) -> Table:
+    """Return the verdict as people read it in a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=f"rehearsal of {title}: {'passed' if verdict['passed'] else 'FAILED'}", show_header=False, title_justify="left")
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+
+    def row(name: str, text: str) -> None:
+        shown.add_row(name, Text(text))
+
+    for part, what in (verdict.get("ran") or {}).items():
+        row(part, what)
+    if verdict["device"]:
+        ranks = verdict.get("world_size") or 1
+        over = f", {ranks} ranks over {verdict['process_group']}" if ranks > 1 else ""
+        row("device", f"{verdict['device']} (the stand-in: host memory, the CPU's kernels){over}")
+        row("trainer", str(verdict["trainer_class"]))
+        row("model", f"{verdict['model_class']}, a small one with random weights")
+        on = [f"{name}: {value}" if not isinstance(value, bool) else name for name, value in verdict["settings"].items() if value]
+        row("path", ", ".join([*on, *([f"optimizer: {verdict['optimizer']}"] if "optimizer" in verdict else [])]))
+    _add_graphs(row, verdict)
+    if verdict["host_syncs_per_step"] is not None:
+        row("host syncs", f"{verdict['host_syncs_per_step']:g} a step")
+        for sync in verdict["host_syncs"]:
+            row("", f"{sync['op']} at {sync['where']}, {sync['times']} times")
+    if verdict["padding_efficiency"] is not None:
+        row("batches", f"{100 * verdict['padding_efficiency']:.1f} % of the input was audio, the rest padding")
+    if verdict.get("resumed"):
+        row("resumed", f"largest weight difference {verdict['resumed']['largest_weight_difference']:g}")
+    _add_changes(row, "smaller", verdict["shrunk"])
+    _add_changes(row, "replaced", verdict["substitutions"])
+    for number, failure in enumerate(verdict["failures"]):
+        row("" if number else "would fail", failure)
+    row("no claim", "about speed, memory or numerics: see docs/rehearsal.md")
+    return shown
+
+
+def _add_graphs(row: Any, verdict: Mapping[str, Any]) -> None:
+    for name, kind, phase in (("training", "forward and backward", "train"), ("evaluation", "forward", "eval")):
+        count = verdict[f"{phase}_graphs"]
+        if count is None:
+            continue
+        captured = verdict[f"{phase}_graphs_captured"]
+        more = f"; recorded in all {verdict['graphs_in_training']['in_all']} with the update" if phase == "train" else ""
+        row(f"graphs, {name}", f"{count} would be compiled for {kind}" + (f", {captured} captured" if captured else "") + more)
+        shapes, planned = verdict[f"{phase}_input_shapes"], verdict[f"planned_{phase}_shapes"]
+        whole = f" (of the whole job's {len(planned)}: length, labels, rows {_listed(planned)})" if planned else ""
+        row(f"shapes, {name}", f"{len(shapes)}: {_listed(shapes)}{whole}")
+
+
+def _listed(shapes: Sequence[Sequence[int]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _add_changes(row: Any, name: str, changes: Sequence[Mapping[str, Any]]) -> None:
+    for number, change in enumerate(changes):
+        row("" if number else name, f"{change['key']}: {change['asked']} -> {change['rehearsed']}; {change['why']}")

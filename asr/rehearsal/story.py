@@ -164,7 +164,7 @@ def _of_evaluation(speech_trainer: Any, measured: Mapping[str, Any]) -> Mapping[
         "planned_eval_shapes": _planned(speech_trainer, "eval"),
         "num_eval_shapes": measured["num_eval_shapes"],
     }
-    return facts if "train" in speech_trainer.batching.met else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
+    return facts if "train" in speech_trainer.batching.planned else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
 
 
 def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
@@ -174,7 +174,7 @@ def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
 
 def _planned(speech_trainer: Any, phase: str) -> list[list[int]]:
     """Return length, labels and rows of the whole job's shapes, as they were planned."""
-    return [list(shape) for shape in speech_trainer.batching.met.get(phase, ())]
+    return [list(shape) for shape in speech_trainer.batching.planned.get(phase, ())]
 
 
 def _of_graphs(kind: str) -> list[str]:

@@ -63,16 +63,15 @@ class HPUGraph:
     def __init__(self, kind: str | None = "other") -> None:
         self.kind = kind
         self.number = 0
+        self.ops = 0
 
     def capture_begin(self) -> None:
         self.number = device.load().capture_begin()
 
-    def capture_end(self) -> int:
-        """End the capture and return how many ops it has."""
-        ops = int(device.load().capture_end())
+    def capture_end(self) -> None:
+        self.ops = int(device.load().capture_end())
         if self.kind is not None:
-            seen.captured.append(Captured(self.kind, forward_ops=ops))
-        return ops
+            seen.captured.append(Captured(self.kind, forward_ops=self.ops))
 
     def replay(self, asynchronous: bool = False) -> None:
         device.load().replay(self.number)
@@ -214,12 +213,10 @@ class _InferenceGraph:
         self.inputs = [tensor.detach().clone() for tensor in inputs.tensors]
         self.graph = HPUGraph(None)
         args, kwargs = inputs.with_tensors(self.inputs)
-        with _without_traces(module), _host_randomness() as drawn:
-            self.graph.capture_begin()
+        with _without_traces(module), _host_randomness() as drawn, graph(self.graph):
             self.outputs = _Outputs(forward(*args, **kwargs))
-            ops = self.graph.capture_end()
         frozen = drawn if _depends_on_host(lambda: forward(*args, **kwargs), self.outputs, module, drawn) else ()
-        seen.captured.append(Captured("inference", inputs.shapes, ops, frozen=tuple(frozen)))
+        seen.captured.append(Captured("inference", inputs.shapes, self.graph.ops, frozen=tuple(frozen)))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         _copy_into(self.inputs, tensors)
@@ -236,22 +233,20 @@ class _TrainingGraph:
         self.forward_graph, self.backward_graph = HPUGraph(None), HPUGraph(None)
         args, kwargs = inputs.with_tensors(self.inputs)
         with _without_traces(module):
-            with _host_randomness() as drawn:
-                self.forward_graph.capture_begin()
+            with _host_randomness() as drawn, graph(self.forward_graph):
                 self.outputs = _Outputs(forward(*args, **kwargs))
-                forward_ops = self.forward_graph.capture_end()
             self.differentiable = [tensor for tensor in self.outputs.tensors if tensor.requires_grad]
             self.output_gradients = [torch.zeros_like(tensor) for tensor in self.differentiable]
-            self.backward_graph.capture_begin()
-            self.gradients = torch.autograd.grad(
-                self.differentiable,
-                [*(tensor for tensor in self.inputs if tensor.requires_grad), *self.parameters],
-                self.output_gradients,
-                allow_unused=allow_unused_input,
-            )
-            backward_ops = self.backward_graph.capture_end()
+            with graph(self.backward_graph):
+                self.gradients = torch.autograd.grad(
+                    self.differentiable,
+                    [*(tensor for tensor in self.inputs if tensor.requires_grad), *self.parameters],
+                    self.output_gradients,
+                    allow_unused=allow_unused_input,
+                )
         frozen = drawn if _depends_on_host(lambda: forward(*args, **kwargs), self.outputs, module, drawn) else ()
-        seen.captured.append(Captured("training", inputs.shapes, forward_ops, backward_ops, tuple(frozen)))
+        counted = self.forward_graph.ops, self.backward_graph.ops
+        seen.captured.append(Captured("training", inputs.shapes, *counted, tuple(frozen)))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         return self.outputs.with_tensors(_Replay.apply(self, len(tensors), *tensors, *self.parameters))
@@ -293,11 +288,13 @@ def _without_traces(module: torch.nn.Module) -> Iterator[None]:
     """Let a capture leave buffers and random numbers as they were: a device doesn't compute what it captures, this one does."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     state = hpu.get_rng_state()
-    yield
-    hpu.set_rng_state(state)
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    try:
+        yield
+    finally:
+        hpu.set_rng_state(state)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 @contextlib.contextmanager

@@ -46,20 +46,24 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             controls.set_phase(name)
-            if name == EVALUATION:
-                return _then(controls, after, work(*args, **kwargs))
-            with _SyncWatch(self.syncs):
-                loss = work(*args, **kwargs)
-            self._losses.append(loss.detach())
-            return _then(controls, after, loss)
+            given = work(*args, **kwargs)
+            if name == STEP:
+                self._losses.append(given.detach())
+            controls.set_phase(after)
+            return given
 
         return watched
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._watch = _SyncWatch(self.syncs)
+        self._watch.__enter__()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         device.mark_step()  # what setting up has left belongs to no step
         device.load().set_phase(BETWEEN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._watch.__exit__(None, None, None)
         device.load().set_phase(BETWEEN)
         self.steps += 1
         if self.in_the_middle and state.global_step == max(1, state.max_steps // 2):
@@ -71,11 +75,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.losses = [float(loss.float().mean()) for loss in self._losses]
-
-
-def _then(controls: Any, phase: str, given: Any) -> Any:
-    controls.set_phase(phase)
-    return given
 
 
 class _SyncWatch(TorchFunctionMode):  # type: ignore[misc]

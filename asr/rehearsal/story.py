@@ -130,8 +130,10 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
     from asr.rehearsal.recorder import STEP, UPDATE, count_graphs
 
     counted = count_graphs("training", STEP)
-    syncs = sum(device.events("sync", STEP, UPDATE).values())
+    syncs = device.events("sync", STEP, UPDATE)
     where = [{"op": op, "where": place, "times": times} for (op, place), times in recorder.syncs.most_common()]
+    if syncs.total() > recorder.syncs.total():  # C++ asked: DDP, or the backward pass
+        where.append({"op": ", ".join(syncs), "where": "in C++ or another thread", "times": syncs.total() - recorder.syncs.total()})
     return {
         "train_graphs": counted["model"],
         "train_graphs_captured": counted["captured"],
@@ -144,7 +146,7 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
         "planned_train_shapes": _planned(speech_trainer, "train"),
         "num_train_shapes": measured["num_train_shapes"],
         "steps": recorder.steps,
-        "host_syncs_per_step": syncs / recorder.steps if recorder.steps else 0.0,
+        "host_syncs_per_step": syncs.total() / recorder.steps if recorder.steps else 0.0,
         "host_syncs": where,
         "dynamic_ops": dict(device.events("dynamic", STEP, UPDATE)),
         "padding_efficiency": measured["padding_efficiency"],

@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ import torch
 from habana_frameworks.torch import core, hpu
 from habana_frameworks.torch.hpex.normalization import FusedClipNorm
 from habana_frameworks.torch.hpex.optimizers import FusedAdamW
+from test_trainer import built
 from torch import nn
 from torch.nn import functional
 
-from asr.rehearsal import device, graphs
+from asr.batching import MOST_GRAPHS, Batches, Fixed, Slot
+from asr.planning import Shape
+from asr.rehearsal import device, graphs, story
+from asr.rehearsal.recorder import STEP
 
 HPU = torch.device("hpu")
 
@@ -369,6 +374,73 @@ def test_a_raw_graph_replays_on_its_own_tensors():
     captured.replay()
     assert torch.equal(doubled.cpu(), inputs(seed=2) * 2)
     assert len(graphs.seen.of("other")) == 1
+
+
+# ---------------------------------------------------------------- training graphs of the real GaudiTrainer
+
+GRAPHED = ["topology=hpu1", "gaudi_config=wav2vec2", "trainer.args.use_hpu_graphs_for_training=true", "trainer.args.save_strategy=no"]
+GRAPHED += ["model.mask_time_prob=0.4", "model.mask_time_length=3"]
+
+
+class OneBatch(Fixed):
+    """The same rows in every epoch."""
+
+    def train(self, sizes, batch_size, *, seed, world_size, args):
+        shape = Shape(sizes.length_of(4.0), int(sizes.labels.max()), batch_size)
+
+        class Same(Batches):
+            def __len__(self):
+                return 1
+
+            def __iter__(self):
+                yield [Slot(row, shape, self.epoch) for row in range(batch_size)]
+
+        return Same()
+
+
+@pytest.fixture
+def six_steps_at_no_learning_rate(tmp_path, monkeypatch):
+    """Return the losses of six steps on one batch, with SpecAugment's masks drawn beside the batch or in forward."""
+
+    def train(*, masks_with_the_batch: bool):
+        still = ["learning_rate=0", "num_train_epochs=6", "logging_steps=1", "warmup_steps=0"]
+        if not masks_with_the_batch:
+            monkeypatch.setattr("test_trainer.takes_masks", lambda model: model)
+        made, _ = built(tmp_path, *GRAPHED, *(f"trainer.args.{arg}" for arg in still))
+        made.batching = OneBatch()
+        if not masks_with_the_batch:
+            made.data_collator = replace(made.data_collator, spec_augment=None)
+        with device.phase(STEP):
+            made.train()
+        return [line["loss"] for line in made.state.log_history if "loss" in line]
+
+    return train
+
+
+def test_masks_drawn_with_the_batch_vary_under_a_training_graph(six_steps_at_no_learning_rate):
+    losses = six_steps_at_no_learning_rate(masks_with_the_batch=True)
+    assert len(set(losses)) == 6
+    assert len(graphs.seen.of("training")) == 1
+    assert story._of_graphs("training") == []
+
+
+def test_masks_drawn_in_forward_are_frozen_by_a_training_graph_and_that_is_said(six_steps_at_no_learning_rate):
+    losses = six_steps_at_no_learning_rate(masks_with_the_batch=False)
+    assert len(losses) == 6 and len(set(losses)) == 1
+    (failure,) = story._of_graphs("training")
+    assert failure.startswith("1 training graphs, of input shapes [8, 133, 240], froze what forward drew on the host (numpy.random)")
+
+
+def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_path):
+    made, _ = built(tmp_path, *GRAPHED, "batching=longest", "trainer.args.per_device_train_batch_size=1", "trainer.args.max_steps=24")
+    made.train()
+    captured = [each.shapes[0] for each in graphs.seen.of("training")]
+    assert len(captured) == MOST_GRAPHS
+    missed = [shapes[0] for shapes in graphs.seen.uncaptured]
+    assert missed and not set(missed) & set(captured)
+    (failure,) = story._of_graphs("training")
+    assert all(str(list(shape)) in failure for shape in missed)
+    assert "ran without one" in failure and "batching=buckets" in failure
 
 
 # ---------------------------------------------------------------- what libraries find

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asr.batching import FILLER, Batches, Batching, Slot, weighed
@@ -31,6 +31,9 @@ class FewBatches(Batching):
     rows: int = 4
     """Most rows of a batch: its first ones, and its last, which is a filler where the batch has any; at least 2."""
 
+    planned: dict[str, Sequence[Shape]] = field(default_factory=dict)
+    """The shapes of the whole job, by "train" and "eval", once they were asked for."""
+
     def __post_init__(self) -> None:
         assert self.rows > 1 and self.visits > 0, "a batch has a first row and a last, and comes at all"
         self.STATIC = self.whole.STATIC
@@ -52,12 +55,12 @@ class FewBatches(Batching):
 
     def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
         batches = self.whole.train(sizes, batch_size, seed=seed, world_size=world_size, args=args)
-        return self._few(batches, sizes, world_size, self.visits)
+        return self._few("train", batches, sizes, world_size, self.visits)
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
-        return self._few(self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, 1)
+        return self._few("eval", self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, 1)
 
-    def _few(self, batches: Any, sizes: Sizes, world_size: int, visits: int) -> Any:
+    def _few(self, role: str, batches: Any, sizes: Sizes, world_size: int, visits: int) -> Any:
         if not len(batches):
             return batches  # whoever asked for them says why there are none
         visited: Counter[tuple[Shape, ...]] = Counter()
@@ -75,7 +78,8 @@ class FewBatches(Batching):
                 filled |= {shapes} if fills else set()
                 kept.append(weighed([_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]))
         plan = getattr(batches, "plan", None)
-        return VisitedShapes(kept, world_size, planned=list(plan.shapes if plan else met))
+        self.planned[role] = list(plan.shapes if plan else met)
+        return VisitedShapes(kept, world_size, planned=self.planned[role])
 
 
 class VisitedShapes(Batches):

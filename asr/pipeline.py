@@ -102,7 +102,12 @@ class Pipeline:
             )
         if not self.rehearse:
             self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
-        if self.only_evaluates and self.model.name_or_path is not None and not self.model.has_own_tokenizer():
+        if self.model.name_or_path is not None:
+            self.check_evaluates()
+
+    def check_evaluates(self) -> None:
+        """Raise ConfigError where an evaluation without training would be of a model that was never trained for CTC."""
+        if self.only_evaluates and not self.model.has_own_tokenizer():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
             )
@@ -137,7 +142,9 @@ class Pipeline:
             built = json.loads((run_dir / vocabulary.VOCABULARY_FILE).read_text(encoding="utf-8"))
             return self.vocabulary.tokenizer_from(built, run_dir)
         if self.vocabulary.tokenizer_name_or_path is not None:
-            where = self.model.where() | {"revision": None}
+            where = self.model.where()
+            if not self.rehearse:  # its model has no checkpoint: a revision is that of the checkpoint's tokenizer
+                where |= {"revision": None}
             return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **where)
         log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())

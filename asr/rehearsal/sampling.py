@@ -33,6 +33,9 @@ class FewBatches(Batching):
     planned: dict[str, list[Shape]] = field(default_factory=dict, init=False)
     """The shapes of the whole job, of train and eval, once their batches were asked for: all that a plan has, else those met."""
 
+    planned: dict[str, Sequence[Shape]] = field(default_factory=dict)
+    """The shapes of the whole job, by "train" and "eval", once they were asked for."""
+
     def __post_init__(self) -> None:
         assert self.rows > 1 and self.visits > 0, "a batch has a first row and a last, and comes at all"
         self.STATIC = self.whole.STATIC

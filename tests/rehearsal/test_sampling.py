@@ -151,3 +151,12 @@ def test_batches_of_plain_row_numbers():
         [(2, (9, 1, 2)), (3, (9, 1, 2))],
         [(4, (4, 1, 1))],
     ]
+
+
+def test_the_node_knows_the_whole_job_s_shapes_once_they_were_asked_for():
+    node = FewBatches(whole=Buckets())
+    assert node.planned == {}
+    trained = node.train(sizes(), 8, seed=1, world_size=1, args=ARGS)
+    evaluated = node.evaluate(sizes(SECONDS[:50]), 4, world_size=1)
+    assert node.planned == {"train": trained.planned, "eval": evaluated.planned}
+    assert trained.planned != evaluated.planned

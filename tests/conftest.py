@@ -52,6 +52,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.pop("ASR_CACHE") if before is None else os.environ.update(ASR_CACHE=before)
 
 
+@pytest.fixture(scope="session")
+def stand_in(own_cache: Path) -> Path:
+    """The stand-in device, compiled once for all test processes and the next test run too, where the cache of this one has it."""
+    from asr.rehearsal import device
+
+    kept = ROOT / ".pytest_cache" / "rehearsal"
+    kept.mkdir(parents=True, exist_ok=True)
+    (own_cache / "rehearsal").symlink_to(kept)
+    return device.build()
+
+
 @dataclass
 class Launched:
     """How a `python launch.py` ended."""

@@ -104,10 +104,10 @@ class PlannedBatches(Batches):
             filled = [*numbers[start:end], *[FILLER] * (shape.rows - (end - start))]
             batches.append([Slot(row, shape, self.epoch) for row in filled])
             start = end
-        return (_weighed(batches[i : i + plan.world_size]) for i in range(0, count, plan.world_size))
+        return (weighed(batches[i : i + plan.world_size]) for i in range(0, count, plan.world_size))
 
 
-def _weighed(run: list[list[Slot]]) -> list[list[Slot]]:
+def weighed(run: list[list[Slot]]) -> list[list[Slot]]:
     """Return the batches that several ranks take in one step with the number of their rows that count."""
     if len(run) == 1:
         return run
@@ -201,7 +201,7 @@ def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, 
         shape = Shape(max(lengths[row] for row in batches[-1]), 1, rows)
         filled.append([Slot(FILLER, shape, epoch)] * rows)
     for i in range(0, len(filled), world_size):
-        yield from _weighed(filled[i : i + world_size])
+        yield from weighed(filled[i : i + world_size])
 
 
 def _up_to(count: int, world_size: int) -> int:

@@ -37,15 +37,21 @@ class BatchFacts:
     """What the host knows of a batch, so that nobody has to ask the device (a sync) for it.
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
-    of each row, 0 for a filler. `seconds`: audio of each. `bad`: row number and problem of rows that couldn't be decoded.
-    `rows_per_rank`: as in asr.batching.Slot.
+    of each row, 0 for a filler. `label_lengths`: labels of each, likewise. `seconds`: audio of each. `bad`: row number and
+    problem of rows that couldn't be decoded. `rows_per_rank`: as in asr.batching.Slot.
     """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
+    label_lengths: tuple[int, ...]
     seconds: tuple[float, ...]
     bad: tuple[tuple[int, str], ...] = ()
     rows_per_rank: float | None = None
+
+    @property
+    def real(self) -> tuple[bool, ...]:
+        """Which rows count: those that are no fillers."""
+        return tuple(row != FILLER for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,7 @@ def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
     return BatchFacts(
         rows=tuple(FILLER if r.problem else r.number for r in rows),
         lengths=tuple(lengths),
+        label_lengths=tuple(len(r.labels) for r in rows),
         seconds=tuple(r.seconds for r in rows),
         bad=tuple((r.number, r.problem) for r in rows if r.problem),
         rows_per_rank=rows[0].rows_per_rank,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
 from asr.frames import MODEL_TYPES, FrameCount
+from asr.shrinking import NEEDED, small_sizes
 from asr.signatures import constructor_defaults, constructor_parameters, string_dict
 
 if TYPE_CHECKING:
@@ -116,7 +117,40 @@ class CTCModel:
 
     def frame_count(self) -> FrameCount:
         """Return how many output frames the model gives, from its config alone; takes no torch."""
-        return FrameCount.of(self._planned_config(self.architecture if self.name_or_path is None else self.checkpoint_config()))
+        return FrameCount.of(self.config_values())
+
+    def config_values(self) -> dict[str, Any]:
+        """Return what the model's config will hold, as far as it can be read without torch."""
+        return self._planned_config(self.architecture if self.name_or_path is None else self.checkpoint_config())
+
+    def shrunk(self) -> CTCModel:
+        """Return the same model class, on the same path, with a few small layers and random weights: what a rehearsal builds.
+
+        Reads a checkpoint's config.json and its feature extractor, never its weights. As many frames come out as before. Raises
+        ConfigError for a model whose sizes aren't known here.
+        """
+        values = self.architecture if self.name_or_path is None else self.checkpoint_config()
+        model_type, planned = str(values.get("model_type")), self._planned_config(values)
+        remote = self.trust_remote_code and {"AutoConfig", "AutoModelForCTC"} & set(values.get("auto_map") or ())
+        if remote or model_type not in MODEL_TYPES or not set(NEEDED) <= planned.keys():
+            what = "the repository's own code" if remote else f"a {model_type!r}"
+            raise ConfigError(
+                f"is {what}, whose sizes a rehearsal can't shrink: rehearse with a model of {', '.join(MODEL_TYPES)}, or give "
+                "model._target_ a class of your own that has a method shrunk().",
+                key="architecture.model_type" if self.name_or_path is None else "name_or_path",
+            )
+        small, taken = small_sizes(planned), _config_parameters(model_type)
+        extractor = dict(self.feature_extractor if self.name_or_path is None else self._checkpoint_extractor())
+        takes = _extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
+        kept = {k: v for k, v in values.items() if k in taken and k not in _NOT_OF_THE_PATH and not k.endswith("_token_id")}
+        return replace(
+            self,
+            name_or_path=None,
+            architecture={"model_type": model_type, **kept, **small},
+            feature_extractor={k: v for k, v in extractor.items() if k in (takes or extractor)},
+            config={k: v for k, v in self.config.items() if k not in small},
+            **{k: v for k, v in small.items() if k in KNOBS and getattr(self, k) is not None},
+        )
 
     def known_layerdrop(self) -> Mapping[str, float]:
         """Return the share of layers that training skips, by its key; empty where the model has none.
@@ -286,6 +320,8 @@ def _downloaded(name: str, file_name: str, revision: str | None, cache_dir: str 
 _PACKAGES = {"data2vec-audio": "data2vec"}
 """Model types that don't lie in a package of their name."""
 _INHERITED = ("apply_spec_augment", "gradient_checkpointing", "id2label", "label2id", "architectures", "torch_dtype", "initializer_range")
+_NOT_OF_THE_PATH = ("vocab_size", "id2label", "label2id", "architectures", "torch_dtype")
+"""Keys of a checkpoint's config.json that say what it was, or that `load` decides."""
 
 
 def _config_parameters(model_type: str) -> tuple[str, ...]:

@@ -259,6 +259,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
         measured |= train(speech_trainer, run, rank)
     if "evaluate" in pipeline.stages:
         measured |= evaluate(speech_trainer)
+    _log_forwarded(measured)
     if rank.is_first:
         run.write_metrics(measured)
         for role, seen in speech_trainer.forwarded.items():
@@ -345,20 +346,24 @@ def _forwarded(speech_trainer: Any, phase: str, runtime_seconds: float) -> dict[
     efficiency = {f"{phase}_padding_efficiency": seen.padding_efficiency}
     if phase == "train" or not speech_trainer.forwarded["train"].shapes:
         efficiency["padding_efficiency"] = seen.padding_efficiency
-    speed = seen.audio_seconds / runtime_seconds
-    log.info(
-        "%s: %d shapes at the model's forward, %.1f %% of its input audio, %.0f s of audio a second",
-        {"train": "training", "eval": "evaluation"}[phase],
-        len(seen.shapes),
-        100 * seen.padding_efficiency,
-        speed,
-    )
     return {
         f"num_{phase}_shapes": len(seen.shapes),
         f"num_{phase}_utterances_undecodable": len(seen.bad),
         **efficiency,
-        f"{phase}_audio_seconds_per_second": speed,
+        f"{phase}_audio_seconds_per_second": seen.audio_seconds / runtime_seconds,
     }
+
+
+def _log_forwarded(measured: Mapping[str, Any]) -> None:
+    for phase, name in (("train", "training"), ("eval", "evaluation")):
+        if f"num_{phase}_shapes" in measured:
+            log.info(
+                "%s: %d shapes at the model's forward, %.1f %% of its input audio, %.0f s of audio a second",
+                name,
+                measured[f"num_{phase}_shapes"],
+                100 * measured[f"{phase}_padding_efficiency"],
+                measured[f"{phase}_audio_seconds_per_second"],
+            )
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:

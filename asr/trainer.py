@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import argument_checks, engines, metrics
-from asr.batching import FILLER, Batching, Buckets
+from asr.batching import Batching, Buckets
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
@@ -288,8 +288,7 @@ class CTCTrainerMixin(SpeechTrainerMixin):
     def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
-        real = [row != FILLER for row in facts.rows]
-        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), real, self.model.config, facts.rows_per_rank)
+        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), facts, self.model.config)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
@@ -308,7 +307,7 @@ class CTCTrainerMixin(SpeechTrainerMixin):
             del inputs[key]
         _, logits, _ = super(SpeechTrainerMixin, self).prediction_step(model, inputs, False, ignore_keys=ignore_keys)  # type: ignore[misc]
         frames = frame_lengths(self.model, facts.lengths)
-        losses = utterance_losses(logits, labels.to(logits.device), frames, self.model.config)
+        losses = utterance_losses(logits, labels.to(logits.device), frames, facts.label_lengths, self.model.config)
         tokens = greedy_tokens(logits, frames, self.model.config.pad_token_id)
         return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 

@@ -67,6 +67,7 @@ def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extracto
     torch.testing.assert_close(batch["attention_mask"], theirs.attention_mask)
     assert batch["labels"].tolist() == [[5, 6, -100, -100, -100], [7, -100, -100, -100, -100], [8, 9, 5, -100, -100]]
     assert batch["facts"].lengths == (8000, 12000, 16000)
+    assert batch["facts"].label_lengths == (2, 1, 3)
     assert batch["facts"].seconds == SECONDS
 
 
@@ -92,7 +93,9 @@ def test_a_filler_is_attended_to_and_has_no_labels(utterances, extractor):
     assert not batch["input_values"][1].any()
     assert (batch["labels"][1] == -100).all()
     assert batch["facts"].lengths == (8000, 0)
+    assert batch["facts"].label_lengths == (2, 0)
     assert batch["facts"].rows == (0, FILLER)
+    assert batch["facts"].real == (True, False)
 
 
 def test_without_a_plan_the_longest_row_decides(utterances, extractor):
@@ -111,6 +114,8 @@ def test_a_row_that_can_t_be_decoded_is_a_filler_of_the_same_shape(utterances, e
     assert batch["input_values"].shape == (2, 16000)
     facts = batch["facts"]
     assert facts.rows == (FILLER, 1)
+    assert facts.label_lengths == (0, 2)
+    assert facts.real == (False, True)
     assert facts.seconds == (0.0, 0.5)
     ((row, problem),) = facts.bad
     assert row == 0

@@ -1,11 +1,13 @@
 """Models of the whole CTC mapping: from scratch, from a checkpoint, saved and loaded."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from conftest import ROOT, composed
+from test_frames import WITH_ADAPTER
 
 from asr.collate import CTCCollator, Row
 from asr.ctc import CTCModel
@@ -13,6 +15,8 @@ from asr.ctc_outputs import frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError
 from asr.frames import MODEL_TYPES
 from asr.pipeline import Pipeline
+from asr.shrinking import small_sizes
+from asr.spec_augment import takes_masks
 from asr.vocabulary import Vocabulary
 
 LABELS = [[3, 4, 4], [5, 3], [6, 4, 3, 5, 5], [3]]
@@ -76,7 +80,7 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     with torch.no_grad():
         logits, theirs = model(**batch).logits, model(**batch, labels=labels).loss
     frames = frame_lengths(model, facts.lengths)
-    ours = utterance_losses(logits, labels, frames, model.config)
+    ours = utterance_losses(logits, labels, frames, facts.label_lengths, model.config)
     if model.config.ctc_loss_reduction == "sum":
         torch.testing.assert_close(ours.sum(), theirs)
     else:
@@ -251,3 +255,98 @@ def test_every_knob_reaches_the_model(tokenizer):
     assert model.config._attn_implementation == "eager"
     assert all(p.requires_grad for p in model.wav2vec2.feature_extractor.parameters())
     assert model.wav2vec2.adapter is not None
+
+
+# ---- shrunk, for rehearsals ----
+
+
+def large_checkpoint(folder: Path, model_type: str, **values) -> Path:
+    """Write what shrinking reads of a checkpoint of the published size; there are no weights to read."""
+    from transformers import AutoConfig
+
+    folder.mkdir()
+    config = AutoConfig.for_model(model_type, architectures=["SomeModelForCTC"], vocab_size=1000, **values).to_dict()
+    (folder / "config.json").write_text(json.dumps(config | {"of_another_version": 1, "_attn_implementation_autoset": True}))
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": True, "do_normalize": True}
+    if model_type == "wav2vec2-bert":
+        extractor = {"feature_extractor_type": "SeamlessM4TFeatureExtractor", "num_mel_bins": 80, "feature_size": 80, "stride": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**extractor, "processor_class": "Wav2Vec2Processor"}))
+    return folder
+
+
+def plain(values):
+    """Return config values as JSON has them: lists for tuples."""
+    return json.loads(json.dumps(values))
+
+
+LOADED = {"architectures", "vocab_size", "torch_dtype", "dtype", "transformers_version"}
+"""What a config says of a model that was loaded, and no option of it."""
+
+
+@pytest.mark.parametrize(("model_type", "adapter"), [*((kind, None) for kind in MODEL_TYPES), *((kind, True) for kind in WITH_ADAPTER)])
+def test_every_type_shrinks_to_a_small_model_of_its_own_class(model_type, adapter, tokenizer, tmp_path):
+    node = CTCModel(name_or_path=str(large_checkpoint(tmp_path / "large", model_type)), add_adapter=adapter, mask_time_prob=0.05)
+    small = node.shrunk()
+    assert small.name_or_path is None
+    lengths = np.arange(400, 60_000, 777)
+    np.testing.assert_array_equal(small.frame_count()(lengths), node.frame_count()(lengths))
+    assert small.input_length() == node.input_length()
+    model = small.load(tokenizer, new_head=True)
+    assert sum(p.numel() for p in model.parameters()) < 200_000
+    asked, made = plain(node.config_values()), plain(model.config.to_dict())
+    assert {key for key in asked if key in made and made[key] != asked[key]} - LOADED == small_sizes(asked).keys()
+    extractor = small.processor(tokenizer, model).feature_extractor
+    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, seed=0)
+    batch, facts = batch_of(collator, rows_of(extractor))
+    labels = batch.pop("labels")
+    logits = takes_masks(model)(**batch).logits
+    utterance_losses(logits, labels, frame_lengths(model, facts.lengths), model.config).mean().backward()
+    assert small.shrunk() == small
+
+
+def test_a_model_from_scratch_shrinks_with_its_own_values_over_the_architecture_s():
+    node = CTCModel(
+        architecture={
+            "model_type": "wav2vec2",
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "layerdrop": 0.2,
+            "do_stable_layer_norm": True,
+        },
+        feature_extractor={"do_normalize": False},
+        config={"num_hidden_layers": 6, "feat_extract_norm": "layer", "mask_feature_length": 90},
+        attn_implementation="eager",
+        mask_feature_prob=0.1,
+        mask_feature_length=100,
+    )
+    small = node.shrunk()
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "mask_feature_length": 32}
+    assert {key: small.config_values()[key] for key in sizes} == sizes
+    assert {key: small.config_values()[key] for key in ("layerdrop", "do_stable_layer_norm")} == {
+        "layerdrop": 0.2,
+        "do_stable_layer_norm": True,
+    }
+    assert small.config == {"feat_extract_norm": "layer"}
+    assert (small.feature_extractor, small.attn_implementation, small.mask_feature_prob) == ({"do_normalize": False}, "eager", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model_type": "my-speech", "auto_map": {"AutoConfig": "configuration.Mine"}}, "the repository's own code"),
+        ({"model_type": "wav2vec2", "auto_map": {"AutoModelForCTC": "modeling.Mine"}}, "the repository's own code"),
+        ({"model_type": "my-speech"}, "a 'my-speech'"),
+    ],
+)
+def test_a_model_whose_sizes_are_not_known_can_not_be_shrunk(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    node = CTCModel(name_or_path=str(tmp_path), trust_remote_code=True)
+    with pytest.raises(ConfigError, match=rf"^name_or_path: is {message}, whose sizes a rehearsal can't shrink: .* a method shrunk\(\)"):
+        node.shrunk()
+
+
+def test_code_of_a_repository_that_is_not_run_does_not_matter(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2", "auto_map": {"AutoModelForCTC": "modeling.Mine"}}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert CTCModel(name_or_path=str(tmp_path)).shrunk().architecture["hidden_size"] == 32

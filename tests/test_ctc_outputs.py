@@ -1,11 +1,38 @@
-"""Tokens and losses that padding and fillers can't change."""
+"""Tokens and losses that padding and fillers can't change, without a sync and by the same operations for every batch of a shape."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_ctc import batch_of, described, rows_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from asr.collate import CTCCollator, Row
-from asr.ctc_outputs import frame_lengths, greedy_tokens, utterance_losses
+from asr.batching import FILLER
+from asr.collate import BatchFacts, CTCCollator, Row
+from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
+
+NUM_TOKENS, NUM_FRAMES = 9, 30
+LABELS = ([3, 4, 4], [5], [6, 4, 3, 5, 5], [2, 8])
+
+
+def config_of(reduction="mean", zero_infinity=False, blank=0):
+    return SimpleNamespace(ctc_loss_reduction=reduction, ctc_zero_infinity=zero_infinity, pad_token_id=blank)
+
+
+def made_batch(real, rows_per_rank=None, frames=(30, 12, 25, 18), labels=LABELS):
+    """Return logits that want a gradient, padded labels, frames and facts of a batch; rows that aren't real are fillers."""
+    torch.manual_seed(0)
+    logits = torch.randn(len(real), NUM_FRAMES, NUM_TOKENS).requires_grad_()
+    rows = [row if is_real else [] for row, is_real in zip(labels, real, strict=True)]
+    padded = torch.tensor([row + [-100] * (6 - len(row)) for row in rows])
+    facts = BatchFacts(
+        rows=tuple(i if is_real else FILLER for i, is_real in enumerate(real)),
+        lengths=(0,) * len(real),  # the losses take frames
+        label_lengths=tuple(map(len, rows)),
+        seconds=(0.0,) * len(real),
+        rows_per_rank=rows_per_rank,
+    )
+    return logits, padded, torch.tensor([n if is_real else 1 for n, is_real in zip(frames, real, strict=True)]), facts
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -16,7 +43,7 @@ def test_utterance_losses_add_up_to_the_library_s(reduction, tokenizer):
     batch, facts = batch_of(CTCCollator("input_values", 0.0, True), rows_of(node.processor(tokenizer, model).feature_extractor))
     with torch.no_grad():
         outputs = model(**batch)
-    ours = utterance_losses(outputs.logits, batch["labels"], frame_lengths(model, facts.lengths), model.config)
+    ours = utterance_losses(outputs.logits, batch["labels"], frame_lengths(model, facts.lengths), facts.label_lengths, model.config)
     torch.testing.assert_close(ours.mean() if reduction == "mean" else ours.sum(), outputs.loss)
 
 
@@ -38,7 +65,7 @@ def test_padding_changes_neither_tokens_nor_losses(name, tokenizer):
             logits = model(**batch).logits
         frames = frame_lengths(model, facts.lengths)
         tokens = tokenizer.batch_decode(greedy_tokens(logits, frames, 0))
-        losses = utterance_losses(logits, labels, frames, model.config).tolist()
+        losses = utterance_losses(logits, labels, frames, facts.label_lengths, model.config).tolist()
         return {row: (token, loss) for row, token, loss in zip(facts.rows, tokens, losses, strict=True)}
 
     alone = {k: v for row in rows for k, v in results([row]).items()}
@@ -54,3 +81,77 @@ def test_frames_past_the_end_are_blank():
     logits = torch.zeros(2, 4, 3)
     logits[:, :, 2] = 1
     assert greedy_tokens(logits, torch.tensor([1, 4]), 0).tolist() == [[2, 0, 0, 0], [2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("real", [(True, True, True, True), (True, False, True, False)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_of_a_batch_is_the_library_s_over_its_real_rows(reduction, real):
+    logits, labels, frames, facts = made_batch(real)
+    loss = batch_loss(logits, labels, frames, facts, config_of(reduction))
+    loss.backward()
+    gradient, logits.grad = logits.grad, None
+    rows = [i for i, is_real in enumerate(real) if is_real]
+    log_probs = logits[rows].log_softmax(-1).transpose(0, 1)
+    flat = torch.tensor([label for i in rows for label in LABELS[i]])
+    lengths = torch.tensor([len(LABELS[i]) for i in rows])
+    theirs = torch.nn.functional.ctc_loss(log_probs, flat, frames[rows], lengths, reduction=reduction)
+    theirs.backward()
+    torch.testing.assert_close(loss, theirs)
+    torch.testing.assert_close(gradient, logits.grad)
+
+
+def test_a_mean_is_over_the_rows_of_a_rank():
+    real = (True, False, True, False)
+    logits, labels, frames, facts = made_batch(real, rows_per_rank=2.5)
+    alone = batch_loss(*made_batch(real), config_of())
+    torch.testing.assert_close(batch_loss(logits, labels, frames, facts, config_of()), alone * 2 / 2.5)
+    torch.testing.assert_close(batch_loss(logits, labels, frames, facts, config_of("sum")), batch_loss(*made_batch(real), config_of("sum")))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_no_loss_waits_for_its_device(reduction, monkeypatch):
+    """On the meta device nothing can be read back: what asks for a value raises. Torch's own loss copies lengths to the host."""
+
+    def on_host_lengths(log_probs, targets, input_lengths, target_lengths, **_):
+        assert (log_probs.device.type, targets.device.type) == ("meta", "meta")
+        assert (input_lengths.device.type, target_lengths.device.type) == ("cpu", "cpu")
+        return log_probs.sum((0, 2))
+
+    monkeypatch.setattr(torch.nn.functional, "ctc_loss", on_host_lengths)
+    logits, labels, frames, facts = made_batch((True, False, True, False))
+    logits = logits.detach().to("meta").requires_grad_()
+    batch_loss(logits, labels.to("meta"), frames, facts, config_of(reduction)).backward()
+    assert logits.grad.device.type == "meta"
+    assert greedy_tokens(logits, frames, 0).device.type == "meta"
+
+
+class Operations(TorchDispatchMode):
+    """Writes down every operation that is run, with the shapes of the first three tensors that it gets.
+
+    Later ones are lengths, and what ctc_loss keeps for its backward pass: as wide as the batch's longest labels, on a CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append((str(func), [tuple(a.shape) for a in args[:3] if isinstance(a, torch.Tensor)]))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(real, reduction, rows_per_rank):
+    made = made_batch(real, rows_per_rank)
+    with Operations() as run:
+        batch_loss(*made, config_of(reduction)).backward()
+    return run.seen
+
+
+@pytest.mark.parametrize("rows_per_rank", [None, 2.5])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fillers_change_no_operation(reduction, rows_per_rank):
+    full = operations((True,) * 4, reduction, rows_per_rank)
+    assert any("ctc_loss" in name for name, _ in full)
+    assert any("ctc_loss_backward" in name for name, _ in full)
+    assert operations((True, False, True, False), reduction, rows_per_rank) == full
+    assert operations((False,) * 4, reduction, rows_per_rank) == full

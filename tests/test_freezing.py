@@ -32,7 +32,7 @@ def training_loss(model, forward, batch):
     """Return the loss of CTCTrainerMixin's training step."""
     inputs = dict(batch)
     facts, labels = inputs.pop("facts"), inputs.pop("labels")
-    return batch_loss(forward(**inputs).logits, labels, frame_lengths(model, facts.lengths), [True] * len(labels), model.config)
+    return batch_loss(forward(**inputs).logits, labels, frame_lengths(model, facts.lengths), facts, model.config)
 
 
 UNUSED = {"wav2vec2-conformer": {"pos_conv_embed.conv.bias", "original0", "original1"}}

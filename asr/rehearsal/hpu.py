@@ -8,6 +8,7 @@ optimum-habana call. One device with one stream, on which everything has happene
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from asr.rehearsal import device as stand_in
 
 DEVICE_NAME = "GAUDI2"  # the first Gaudi has paths of its own in optimum-habana (models/wav2vec2/modeling_wav2vec2.py:140, :412)
-LIMIT_BYTES = 96 * 2**30  # a Gaudi 2's; nothing is ever refused for it
+LIMIT_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # the host's, which it is
 
 
 def is_available() -> bool:

@@ -89,7 +89,7 @@ class _SyncWatch(TorchFunctionMode):  # type: ignore[misc]
         count = device.load().count_host_syncs
         before = count()
         given = func(*args, **(kwargs or {}))
-        if count() > before:
+        if count() > before and device.load().get_phase() in (STEP, UPDATE):
             self.found[getattr(func, "__name__", str(func)), _asked_by()] += count() - before
         return given
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from asr import experiment, trainer
+from asr.errors import AsrError
 from asr.pipeline import Pipeline
 from asr.ranks import Rank
 from asr.rehearsal.sampling import FewBatches
@@ -21,6 +23,12 @@ from asr.runs import Run
 log = logging.getLogger(__name__)
 
 
+class RehearsalError(AsrError):
+    """Something on the HPU's path failed; its message is the library's."""
+
+    exit_code = 1
+
+
 def work(run: Run, rank: Rank) -> None:
     """Rehearse a prepared run; what went wrong without an exception is among the facts."""
     pipeline = Pipeline.of(run.config)
@@ -28,6 +36,11 @@ def work(run: Run, rank: Rank) -> None:
     facts = Facts()
     try:
         _rehearse(replace(pipeline, batching=FewBatches(whole=pipeline.batching)), run, rank, facts)
+    except AsrError:
+        raise
+    except Exception as error:  # what a rehearsal is for: any failure of a library on this path is a finding
+        log.error("%s failed\n%s", facts.doing, traceback.format_exc())
+        raise RehearsalError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         if rank.is_first:
             facts.save(run.path)
@@ -36,7 +49,7 @@ def work(run: Run, rank: Rank) -> None:
 def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
     log.info("importing torch, transformers and optimum-habana: about ten seconds")
     facts.doing = "setting up"
-    first, _ = experiment.build(pipeline, run)
+    first = _built(pipeline, run)
     facts |= _described(first)
     log.info("trainer: %s on %s, the stand-in", facts["trainer_class"], first.args.device)
 
@@ -51,12 +64,14 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
         facts |= {"optimizer": _name(first.optimizer), **_of_training(first, recorder, measured)}
         facts.ran(training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model")
         facts.failures += _of_graphs("training")
+        facts.warnings += _splits("training")
     if "evaluate" in pipeline.stages:
         facts.doing = "evaluating"
         measured = experiment.evaluate(first)
         facts |= _of_evaluation(first, measured)
         facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
         facts.failures += _of_graphs("inference")
+        facts.warnings += _splits("inference")
     if first.args.world_size > 1:
         facts.doing = "comparing ranks"
         facts.failures += _of_ranks(first, facts)
@@ -65,6 +80,16 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
         facts.failures += _resumed(pipeline, run, first, recorder, facts)
     facts.doing = None
     first.end()
+
+
+def _built(pipeline: Pipeline, run: Run) -> Any:
+    """Return the experiment's trainer, without the progress bars and lines that tell its speed: the stand-in's says nothing."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    speech_trainer, _ = experiment.build(pipeline, run)
+    for callback in (PrinterCallback, ProgressCallback):
+        speech_trainer.remove_callback(callback)
+    return speech_trainer
 
 
 def _described(speech_trainer: Any) -> Mapping[str, Any]:
@@ -105,7 +130,7 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
     from asr.rehearsal.recorder import STEP, UPDATE, count_graphs
 
     counted = count_graphs("training", STEP)
-    syncs = sum(device.events("sync", STEP, UPDATE).values()) + sum(device.events("sync_in_capture", STEP, UPDATE).values())
+    syncs = sum(device.events("sync", STEP, UPDATE).values())
     where = [{"op": op, "where": place, "times": times} for (op, place), times in recorder.syncs.most_common()]
     return {
         "train_graphs": counted["model"],
@@ -139,7 +164,7 @@ def _of_evaluation(speech_trainer: Any, measured: Mapping[str, Any]) -> Mapping[
         "planned_eval_shapes": _planned(speech_trainer, "eval"),
         "num_eval_shapes": measured["num_eval_shapes"],
     }
-    return facts if "train" in speech_trainer.batching.met else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
+    return facts if "train" in speech_trainer.batching.planned else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
 
 
 def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
@@ -149,36 +174,48 @@ def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
 
 def _planned(speech_trainer: Any, phase: str) -> list[list[int]]:
     """Return length, labels and rows of the whole job's shapes, as they were planned."""
-    return [list(shape) for shape in speech_trainer.batching.met.get(phase, ())]
+    return [list(shape) for shape in speech_trainer.batching.planned.get(phase, ())]
 
 
 def _of_graphs(kind: str) -> list[str]:
     """Return what HPU graphs of a kind would do wrong."""
-    from asr.rehearsal import device, graphs
-    from asr.rehearsal.recorder import EVALUATION, STEP
+    from asr.rehearsal import graphs
 
-    phase, found = {"training": STEP, "inference": EVALUATION}[kind], []
-    for captured in graphs.seen.of(kind):
-        if captured.frozen:
-            found.append(
-                f"a {kind} graph of inputs {_listed(captured.shapes)} froze what forward drew on the host ({', '.join(captured.frozen)}): "
-                "every replay repeats it. Draw it with the batch and pass it as a tensor."
-            )
-    for shapes, times in graphs.seen.uncaptured.items() if kind == "training" else ():
+    found = []
+    frozen = [captured for captured in graphs.seen.of(kind) if captured.frozen]
+    if frozen:
+        drawn = ", ".join(sorted({name for captured in frozen for name in captured.frozen}))
         found.append(
-            f"inputs {_listed(shapes)} ran {times} times without a {kind} graph: {len(graphs.seen.of(kind))} are kept, and their shapes "
-            "change more often than that. Choose batching=buckets or fixed, or fewer shapes."
+            f"{len(frozen)} {kind} graphs, of input shapes {_listed(captured.shapes for captured in frozen)}, froze what forward drew on "
+            f"the host ({drawn}): every replay repeats it. Draw it with the batch and pass it as a tensor."
         )
-    for what, reason in (
-        ("sync_in_capture", "asked for a value on the host: the graph is split there, and what Python does with the value is frozen"),
-        ("dynamic_in_capture", "gives a result whose size depends on data, which no graph can hold"),
-    ):
-        found += [f"{op} within a {kind} graph, {times} times, {reason}." for op, times in device.events(what, phase).items()]
+    if kind == "training" and graphs.seen.uncaptured:
+        found.append(
+            f"a training graph over changing shapes: {len(graphs.seen.of(kind))} are kept, and input shapes "
+            f"{_listed(graphs.seen.uncaptured)} ran without one, {sum(graphs.seen.uncaptured.values())} times. "
+            "Choose batching=buckets or fixed, or fewer shapes."
+        )
     return found
 
 
-def _listed(shapes: Any) -> str:
-    return ", ".join(str(list(shape)) for shape in shapes)
+def _splits(kind: str) -> list[str]:
+    """Return what splits HPU graphs of a kind, which costs time and is no failure
+    (https://docs.habana.ai/en/latest/PyTorch/Model_Optimization_PyTorch/HPU_Graphs_Training.html, "Limitations")."""
+    from asr.rehearsal import device
+    from asr.rehearsal.recorder import EVALUATION, STEP
+
+    phase, found = {"training": STEP, "inference": EVALUATION}[kind], []
+    for what, reason in (
+        ("sync_in_capture", "asks for a value on the host; where Python branches on it, the branch that was captured stays"),
+        ("dynamic_in_capture", "gives a result whose size depends on data"),
+    ):
+        found += [f"{op} splits {kind} graphs, {times} times: it {reason}." for op, times in device.events(what, phase).items()]
+    return found
+
+
+def _listed(inputs: Iterable[Sequence[Sequence[int]]]) -> str:
+    """Return the shape of each forward's first tensor, its input."""
+    return ", ".join(str(list(shapes[0])) for shapes in inputs)
 
 
 def _of_ranks(speech_trainer: Any, facts: Facts) -> list[str]:
@@ -209,7 +246,7 @@ def _resumed(pipeline: Pipeline, run: Run, first: Any, recorder: Any, facts: Fac
     from asr.rehearsal.recorder import Recorder, largest_difference
 
     checkpoint = run.path / "checkpoints" / f"checkpoint-{recorder.saved_at}"
-    second, _ = experiment.build(pipeline, run)
+    second = _built(pipeline, run)
     again = Recorder(second, evaluates=False, in_the_middle=False)
     second.train(resume_from_checkpoint=str(checkpoint))
     difference = largest_difference(recorder.weights, again.weights)

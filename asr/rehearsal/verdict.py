@@ -28,6 +28,8 @@ class Facts:
 
     found: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What works and costs time."""
     doing: str | None = "starting"
 
     def __ior__(self, more: Mapping[str, Any]) -> Facts:
@@ -42,7 +44,11 @@ class Facts:
         self.found["ran"] = {**self.found.get("ran", {}), **parts}
 
     def save(self, run_dir: Path) -> None:
-        runs.write_json(run_dir / REHEARSAL_FILE, {**_finite(self.found), "failures": self.failures, "doing": self.doing})
+        runs.write_json(run_dir / REHEARSAL_FILE, {**_finite(self.found), **_without(asdict(self), "found")})
+
+
+def _without(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
 
 
 def _finite(value: Any) -> Any:
@@ -71,6 +77,7 @@ def conclude(
         **{name: value for name, value in facts.items() if name not in _ALWAYS},
         "shrunk": [asdict(change) for change in sizes],
         "substitutions": [asdict(change) for change in substitutions],
+        "warnings": facts.get("warnings", []),
         "failures": failures,
     }
     runs.write_json(path, verdict)
@@ -122,8 +129,9 @@ def table(verdict: Mapping[str, Any], title: str) -> Table:
         row("resumed", f"largest weight difference {verdict['resumed']['largest_weight_difference']:g}")
     _add_changes(row, "smaller", verdict["shrunk"])
     _add_changes(row, "replaced", verdict["substitutions"])
-    for number, failure in enumerate(verdict["failures"]):
-        row("" if number else "would fail", failure)
+    for name, listed in (("costs time", verdict["warnings"]), ("would fail", verdict["failures"])):
+        for number, each in enumerate(listed):
+            row("" if number else name, each)
     row("no claim", "about speed, memory or numerics: see docs/rehearsal.md")
     return shown
 

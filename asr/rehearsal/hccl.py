@@ -111,7 +111,7 @@ class ProcessGroupHCCL(dist.ProcessGroup):  # type: ignore[misc]
         for tensor in tensors:
             memory = _host(tensor)
             if self.rank() != opts.rootRank:
-                memory = memory.clone()  # gloo works in every rank's tensor; NCCL and HCCL change the root's alone
+                memory = memory.clone()  # gloo works in every rank's tensor; a device's collective changes the root's alone, as NCCL's does
             self._reduce("reduce", memory, opts)
         return _finished(tensors)
 

@@ -115,7 +115,7 @@ class FusedSDPA:
         `attn_mask`: boolean, True takes part, or added to the scores. It may come together with `is_causal`, which torch refuses.
         `valid_sequence_lengths`: how many keys of each row are real; the others lie on `padding_side`. A query without keys gets zeros.
         """
-        causal = bool(is_causal)  # gaudi_fused_sdpa_attention.py:40 passes None on
+        causal = bool(is_causal)  # gaudi_fused_sdpa_attention.py:36 passes None on
         masks = [attn_mask, _valid_keys(valid_sequence_lengths, padding_side, key.shape[-2])]
         if any(mask is not None for mask in masks):
             masks.append(_lower_triangle(query, key) if causal else None)
@@ -161,7 +161,7 @@ def _joined(masks: list[torch.Tensor | None], dtype: torch.dtype) -> torch.Tenso
 
 
 class CTCLoss(torch.autograd.Function):  # type: ignore[misc]
-    """CTC loss over padded targets, as optimum-habana's wav2vec2 calls it (modeling_wav2vec2.py:418). `apply` takes no keywords."""
+    """CTC loss over padded targets, as optimum-habana's wav2vec2 calls it (modeling_wav2vec2.py:425). `apply` takes no keywords."""
 
     @staticmethod
     def forward(

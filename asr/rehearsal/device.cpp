@@ -19,6 +19,8 @@
 #include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -322,6 +324,8 @@ at::Tensor reshape_alias(const at::Tensor& tensor, at::IntArrayRef size, at::Int
   return at::native::_reshape_alias(tensor, size, stride);
 }
 at::Tensor unfold(const at::Tensor& tensor, int64_t dim, int64_t size, int64_t step) { return at::native::unfold(tensor, dim, size, step); }
+at::Tensor view_as_real(const at::Tensor& tensor) { return at::native::view_as_real(tensor); }
+at::Tensor view_as_complex(const at::Tensor& tensor) { return at::native::view_as_complex(tensor); }
 const at::Tensor& resize(const at::Tensor& tensor, at::IntArrayRef size, std::optional<at::MemoryFormat> format) {
   return at::native::resize_(tensor, size, format);
 }
@@ -350,6 +354,8 @@ TORCH_LIBRARY_IMPL(aten, HPU, library) {
   library.impl("view", view);
   library.impl("_reshape_alias", reshape_alias);
   library.impl("unfold", unfold);
+  library.impl("view_as_real", view_as_real);
+  library.impl("view_as_complex", view_as_complex);
   library.impl("resize_", resize);
   library.impl("set_.source_Storage_storage_offset", set_at);
   library.impl("set_.source_Storage", set_storage);
@@ -441,6 +447,11 @@ void replay(int64_t number) {
   }
 }
 
+bool is_capturing() {
+  const Locked locked(lock);
+  return capturing != 0;
+}
+
 void forget_capture(int64_t number) {
   const Locked locked(lock);
   captures.erase(number);
@@ -519,6 +530,7 @@ TORCH_LIBRARY(asr_hpu, library) {
   library.def("capture_begin", capture_begin);
   library.def("capture_end", capture_end);
   library.def("replay", replay);
+  library.def("is_capturing", is_capturing);
   library.def("forget_capture", forget_capture);
   library.def("register_autocast", register_autocast);
   library.def("seed", seed);

@@ -203,13 +203,19 @@ class ProcessGroupHCCL(dist.ProcessGroup):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- gloo
 
+    def _end_graph(self) -> None:
+        """What is sent has to be computed: a collective ends the lazy graph. A replay would leave it out, so a capture can't have one."""
+        if device.load().is_capturing():
+            raise RuntimeError("hccl: a collective within an HPU graph's capture can't be rehearsed: this graph holds ops of one device.")
+        device.mark_step()
+
     def _run(self, collective: str, *arguments: Any) -> None:
-        device.mark_step()  # what is sent has to be computed: a collective ends the lazy graph
+        self._end_graph()
         getattr(self._gloo, collective)(*arguments).wait()
 
     def _start(self, collective: str, tensors: list[torch.Tensor], *arguments: int) -> dist.Work:
         """Start a send or a receive: two ranks may send to each other before either receives. gloo's work keeps the memory."""
-        device.mark_step()
+        self._end_graph()
         return getattr(self._gloo, collective)([_bytes(tensor) for tensor in tensors], *arguments)
 
     def _reduce(self, collective: str, memory: torch.Tensor, opts: Any) -> None:

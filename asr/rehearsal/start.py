@@ -5,7 +5,7 @@ In: a composed configuration. Out: a run with rehearsal.json, the verdict on the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,19 @@ def check(composed: Mapping[str, Any]) -> Pipeline:
     return smaller
 
 
+def _combinations(composed: Mapping[str, Any], replaced: Collection[str]) -> list[str]:
+    """Return what can't go together in the whole job on HPUs, but for what a rehearsal replaces: that can't go on this host."""
+    topology = composed["topology"]
+    if topology["device"] != "hpu":
+        topology = {**topology, "device": "hpu", "use_habana": True, "use_lazy_mode": True, "backend": None}
+    asked = Pipeline.of({**composed, "topology": topology})
+    return [str(problem) for problem in compatibility.problems(asked, on_this_host=False) if problem.key not in replaced]
+
+
 def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run | None]:
     """Rehearse an experiment in `run_dir`; as asr.experiment.start, which it runs with a smaller one."""
-    combinations = [str(problem) for problem in compatibility.problems(Pipeline.of(composed), on_this_host=False)]
     smaller = shrink(composed)
+    combinations = _combinations(composed, {change.key for change in smaller.substitutions})
 
     def judge(run: Run, end: End) -> End:
         if end.exit_code > 128 or end.exit_code == DataError.exit_code:
@@ -42,7 +51,11 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
             sizes=smaller.sizes,
             substitutions=smaller.substitutions,
         )
-        return End() if found["passed"] else End(1, f"{len(found['failures'])} of what was rehearsed would fail: see {run.path / verdict.REHEARSAL_FILE}")
+        return (
+            End()
+            if found["passed"]
+            else End(1, f"{len(found['failures'])} of what was rehearsed would fail: see {run.path / verdict.REHEARSAL_FILE}")
+        )
 
     code, run = experiment.start(smaller.config, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge)
     found = verdict.load(run.path) if run is not None else None

@@ -62,7 +62,9 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
         facts.doing = "training"
         measured = experiment.train(first, run, rank)
         facts |= {"optimizer": _name(first.optimizer), **_of_training(first, recorder, measured)}
-        facts.ran(training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model")
+        facts.ran(
+            training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model"
+        )
         facts.failures += _of_graphs("training")
         facts.warnings += _splits("training")
     if "evaluate" in pipeline.stages:

@@ -23,7 +23,9 @@ def on_the_device(*command: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.optimum_habana
 def test_it_computes_as_a_cpu_and_counts_as_a_gaudi(stand_in):
-    done = on_the_device("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(HERE / "on_the_device.py"))
+    done = on_the_device(
+        "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(HERE / "on_the_device.py")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -11,8 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from asr import composition, experiment, preflight, stops, submission
-from asr.rehearsal import start as rehearsal
 from asr.errors import AsrError, JobError
+from asr.rehearsal import start as rehearsal
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")

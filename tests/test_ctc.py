@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import composed
 from test_frames import WITH_ADAPTER
 
 from asr.collate import CTCCollator, Row

@@ -252,7 +252,7 @@ class _TrainingGraph:
         return self.outputs.with_tensors(_Replay.apply(self, len(tensors), *tensors, *self.parameters))
 
 
-class _Replay(torch.autograd.Function):
+class _Replay(torch.autograd.Function):  # type: ignore[misc]
     """Stands in autograd's graph for what was captured."""
 
     @staticmethod
@@ -335,9 +335,9 @@ def _host_states_kept() -> Iterator[None]:
 
 
 def _host_states() -> dict[str, Hashable]:
-    numpy_s = np.random.get_state(legacy=True)
+    numpy_s: Any = np.random.get_state(legacy=True)
     return {
         "random": random.getstate(),
-        "numpy.random": (numpy_s[1].tobytes(), numpy_s[2:]),  # type: ignore[union-attr]
+        "numpy.random": (numpy_s[1].tobytes(), numpy_s[2:]),
         "torch's CPU generator": torch.random.get_rng_state().numpy().tobytes(),
     }

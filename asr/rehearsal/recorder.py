@@ -33,7 +33,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.saved_at = 0
         self.losses: list[float] = []
         self.weights: dict[str, torch.Tensor] = {}
-        """On the host, after the last step."""
+        """On the host, after the latest step."""
         self.syncs: Counter[tuple[str, str]] = Counter()
         """Host syncs within steps: what asked for a value, and where."""
         self._losses: list[torch.Tensor] = []
@@ -69,8 +69,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if self.in_the_middle and state.global_step == max(1, state.max_steps // 2):
             control.should_save, control.should_evaluate = True, self.evaluates
             self.saved_at = state.global_step
-        if state.global_step == state.max_steps:
-            self.weights = weights(self.trainer)
+        self.weights = weights(self.trainer)  # before the best model is loaded in their place
         return control
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -26,15 +26,12 @@ class FewBatches(Batching):
     most_shapes_met: int = 12
     """Most shapes that are visited, in the order in which the job meets them: dynamic padding has a new one nearly every step."""
     visits: int = 2
-    """Steps of each shape in training: a graph is captured in the first and replayed in the second. One more comes with a filler where
-    the job has any and these had none: asr.ctc.batch_loss computes something else then."""
+    """Batches of each shape in training: a graph is captured in the first and replayed in the second. One more comes with a filler
+    where the job has any and these had none."""
     rows: int = 4
     """Most rows of a batch: its first ones, and its last, which is a filler where the batch has any; at least 2."""
-    planned: dict[str, list[Shape]] = field(default_factory=dict, init=False)
-    """The shapes of the whole job, of train and eval, once their batches were asked for: all that a plan has, else those met."""
-
     planned: dict[str, Sequence[Shape]] = field(default_factory=dict)
-    """The shapes of the whole job, by "train" and "eval", once they were asked for."""
+    """The shapes of the whole job, by "train" and "eval", once they were asked for: all that a plan has, else those met."""
 
     def __post_init__(self) -> None:
         assert self.rows > 1 and self.visits > 0, "a batch has a first row and a last, and comes at all"
@@ -57,14 +54,16 @@ class FewBatches(Batching):
 
     def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
         batches = self.whole.train(sizes, batch_size, seed=seed, world_size=world_size, args=args)
-        return self._few("train", batches, sizes, world_size, self.visits)
+        few = self._few("train", batches, sizes, world_size, self.visits)
+        few.runs = _in_whole_steps(few.runs, args.gradient_accumulation_steps)
+        return few
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
         return self._few("eval", self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, 1)
 
     def _few(self, role: str, batches: Any, sizes: Sizes, world_size: int, visits: int) -> Any:
         if not len(batches):
-            return batches  # whoever asked for them says why there are none
+            return VisitedShapes([], world_size, planned=())  # whoever asked for them says why there are none
         visited: Counter[tuple[Shape, ...]] = Counter()
         filled: set[tuple[Shape, ...]] = set()
         met: dict[Shape, None] = {}
@@ -98,6 +97,18 @@ class VisitedShapes(Batches):
     def __iter__(self) -> Iterator[list[Slot]]:
         for run in self.runs:
             yield from run
+
+
+def _in_whole_steps(runs: list[Run], accumulated: int) -> list[Run]:
+    """Return the runs for at least two optimizer steps, repeated where there are few, and none that is accumulated to no step.
+
+    A resumed epoch loses a last step of fewer batches: its batches are counted from where it resumes, and compared with the
+    number of them all (optimum-habana, trainer.py:1018, as transformers 4.55).
+    """
+    if not runs:
+        return runs
+    steps = max(2, -(-len(runs) // accumulated))
+    return [runs[i % len(runs)] for i in range(steps * accumulated)]
 
 
 def _runs(batches: Any, world_size: int) -> Iterator[Run]:

@@ -57,7 +57,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")) else value
+    return None if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")) else value
 
 
 def conclude(

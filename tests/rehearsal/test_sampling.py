@@ -11,7 +11,7 @@ from asr.batching import FILLER, Batching, Buckets, Fixed, Longest
 from asr.planning import Sizes
 from asr.rehearsal.sampling import FewBatches
 
-ARGS = SimpleNamespace(group_by_length=True, dataloader_drop_last=False)
+ARGS = SimpleNamespace(group_by_length=True, dataloader_drop_last=False, gradient_accumulation_steps=1)
 
 
 def train(whole, world_size=1, data=None, batch_size=8, **few):
@@ -160,3 +160,12 @@ def test_the_node_knows_the_whole_job_s_shapes_once_they_were_asked_for():
     evaluated = node.evaluate(sizes(SECONDS[:50]), 4, world_size=1)
     assert node.planned == {"train": trained.planned, "eval": evaluated.planned}
     assert trained.planned != evaluated.planned
+
+
+@pytest.mark.parametrize(("accumulated", "shapes"), [(1, 8), (4, 3), (16, 1)])
+def test_batches_are_accumulated_to_whole_steps_of_which_there_are_two(accumulated, shapes):
+    args = SimpleNamespace(**{**vars(ARGS), "gradient_accumulation_steps": accumulated})
+    few = FewBatches(whole=Buckets(max_shapes=shapes)).train(sizes(), 8, seed=1, world_size=2, args=args)
+    assert len(list(few)) == len(few)
+    assert len(few) % (2 * accumulated) == 0
+    assert len(few) >= 2 * 2 * accumulated

@@ -27,7 +27,7 @@ class FewBatches(Batching):
     """Most shapes that are visited, in the order in which the job meets them: dynamic padding has a new one nearly every step."""
     visits: int = 2
     """Steps of each shape in training: a graph is captured in the first and replayed in the second. One more comes with a filler where
-    the job has any and these had none: asr.ctc.batch_loss computes something else then."""
+    the job has any and these had none: a graph of their own for fillers would be seen."""
     rows: int = 4
     """Most rows of a batch: its first ones, and its last, which is a filler where the batch has any; at least 2."""
 

@@ -300,7 +300,7 @@ def test_every_type_shrinks_to_a_small_model_of_its_own_class(model_type, adapte
     batch, facts = batch_of(collator, rows_of(extractor))
     labels = batch.pop("labels")
     logits = takes_masks(model)(**batch).logits
-    utterance_losses(logits, labels, frame_lengths(model, facts.lengths), model.config).mean().backward()
+    utterance_losses(logits, labels, frame_lengths(model, facts.lengths), facts.label_lengths, model.config).mean().backward()
     assert small.shrunk() == small
 
 

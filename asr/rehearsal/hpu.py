@@ -64,7 +64,7 @@ def disable_dynamic_shape() -> None: ...
 
 
 def is_autocast_hpu_enabled() -> bool:
-    return torch.is_autocast_enabled("hpu")
+    return bool(torch.is_autocast_enabled("hpu"))
 
 
 def get_autocast_hpu_dtype() -> torch.dtype:

@@ -54,16 +54,14 @@ class FewBatches(Batching):
 
     def train(self, sizes: Sizes, batch_size: int, *, seed: int, world_size: int, args: Any) -> Any:
         batches = self.whole.train(sizes, batch_size, seed=seed, world_size=world_size, args=args)
-        few = self._few("train", batches, sizes, world_size, self.visits)
-        few.runs = _in_whole_steps(few.runs, args.gradient_accumulation_steps)
-        return few
+        return self._few("train", batches, sizes, world_size, self.visits, args.gradient_accumulation_steps)
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
         return self._few("eval", self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, 1)
 
-    def _few(self, role: str, batches: Any, sizes: Sizes, world_size: int, visits: int) -> Any:
+    def _few(self, role: str, batches: Any, sizes: Sizes, world_size: int, visits: int, accumulated: int = 0) -> Any:
         if not len(batches):
-            return VisitedShapes([], world_size, planned=())  # whoever asked for them says why there are none
+            return batches  # whoever asked for them says why there are none
         visited: Counter[tuple[Shape, ...]] = Counter()
         filled: set[tuple[Shape, ...]] = set()
         met: dict[Shape, None] = {}
@@ -80,6 +78,8 @@ class FewBatches(Batching):
                 kept.append(weighed([_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]))
         plan = getattr(batches, "plan", None)
         self.planned[role] = list(plan.shapes if plan else met)
+        if accumulated:
+            kept = _in_whole_steps(kept, accumulated)
         return VisitedShapes(kept, world_size, planned=self.planned[role])
 
 
@@ -105,8 +105,6 @@ def _in_whole_steps(runs: list[Run], accumulated: int) -> list[Run]:
     A resumed epoch loses a last step of fewer batches: its batches are counted from where it resumes, and compared with the
     number of them all (optimum-habana, trainer.py:1018, as transformers 4.55).
     """
-    if not runs:
-        return runs
     steps = max(2, -(-len(runs) // accumulated))
     return [runs[i % len(runs)] for i in range(steps * accumulated)]
 

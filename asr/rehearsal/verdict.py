@@ -85,7 +85,8 @@ def conclude(
 
 
 _ALWAYS = (
-    "device backend trainer_class model_class train_graphs eval_graphs train_input_shapes eval_input_shapes host_syncs_per_step padding_efficiency"
+    "device backend trainer_class model_class train_graphs eval_graphs train_input_shapes eval_input_shapes "
+    "host_syncs_per_step padding_efficiency"
 ).split()
 """Keys that rehearsal.json always has; null for what the rehearsal didn't come to."""
 

@@ -123,7 +123,7 @@ def test_one_rank_has_no_sampler_of_its_own():
 
 
 def test_an_epoch_without_batches_is_the_job_s_own():
-    args = SimpleNamespace(group_by_length=True, dataloader_drop_last=True)
+    args = SimpleNamespace(**{**vars(ARGS), "dataloader_drop_last": True})
     none = FewBatches(whole=Longest()).train(sizes(SECONDS[:5]), 8, seed=1, world_size=1, args=args)
     assert (len(none), none.rows) == (0, 8)  # the trainer says so with both
 

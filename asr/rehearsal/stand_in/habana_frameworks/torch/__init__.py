@@ -8,6 +8,6 @@ os.environ.update(hccl.rank_variables(os.environ))
 device.load()
 device.supply_torchvision()
 
-from habana_frameworks.torch import core, hpu
+from habana_frameworks.torch import core, hpu  # noqa: E402
 
 __all__ = ["core", "hpu"]

@@ -5,7 +5,7 @@ In: logits, labels and lengths. Out: tokens decoded greedily, losses an utteranc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from asr.collate import BatchFacts
+
+NEVER = -1e4
+"""A log probability that is finite, and 0 as a probability."""
 
 
 def frame_lengths(model: PreTrainedModel, input_lengths: Sequence[int]) -> torch.Tensor:
@@ -58,7 +61,14 @@ def utterance_losses(
     return losses / _moved(num_labels.clamp(min=1), losses) if config.ctc_loss_reduction == "mean" else losses
 
 
-def batch_loss(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, facts: BatchFacts, config: Any) -> torch.Tensor:
+def batch_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    frames: torch.Tensor,
+    facts: BatchFacts,
+    config: Any,
+    kernel: Callable[..., torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Return the loss of a batch, a scalar: over its real rows what transformers' own forward gives, fillers left out.
 
     With several ranks a mean is over `rows_per_rank` rows: the mean over ranks, which DDP takes of the gradients, is then
@@ -66,12 +76,46 @@ def batch_loss(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor,
 
     A batch of fillers alone gives a zero that has a gradient, so that no rank of several waits for another. The operations
     are the same with fillers or without: an HPU compiles a graph for every sequence of operations.
+
+    `kernel` is the device's own CTC loss (asr.gaudi.ctc_kernel); None takes torch's.
     """
     import torch
 
+    if kernel is not None:
+        return _loss_by_kernel(kernel, logits, labels, frames, facts, config)
     losses = utterance_losses(logits, labels, frames, facts.label_lengths, config)
     total = torch.where(_moved(torch.tensor(facts.real), losses), losses, torch.zeros_like(losses)).sum()
     return total / _mean_over(facts) if config.ctc_loss_reduction == "mean" else total
+
+
+def _loss_by_kernel(
+    kernel: Callable[..., torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, facts: BatchFacts, config: Any
+) -> torch.Tensor:
+    """Return the loss of a batch by a kernel that reduces over all its rows, and takes lengths as tensors on the device.
+
+    It is used as optimum-habana's wav2vec2 uses it (modeling_wav2vec2.py:425 of 1.21.2): labels padded with -100, a mean or
+    a sum. A filler gets one label, in all of its frames with probability 1: its loss is log 1, and where's gradient is 0.
+    """
+    import torch
+    from torch.nn import functional
+
+    label = 0 if config.pad_token_id else 1  # whichever isn't blank
+    certain, only = torch.full(logits.shape[-1:], NEVER), torch.full(labels.shape[-1:], -100)
+    certain[label], only[0] = 0.0, label
+    real = _moved(torch.tensor(facts.real), logits)
+    log_probs = functional.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)
+    num_labels = torch.tensor([length if is_real else 1 for length, is_real in zip(facts.label_lengths, facts.real, strict=True)])
+    mean = config.ctc_loss_reduction == "mean"
+    loss = kernel(
+        torch.where(real[:, None], log_probs, _moved(certain, logits)),
+        torch.where(real[:, None], labels, _moved(only, logits)),
+        _moved(frames, logits),
+        _moved(num_labels, logits),
+        config.pad_token_id,
+        "mean" if mean else "sum",
+        config.ctc_zero_infinity,
+    )
+    return loss * (len(facts.rows) / _mean_over(facts)) if mean else loss  # the kernel's mean is over fillers too
 
 
 def _mean_over(facts: BatchFacts) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -128,6 +128,28 @@ def divides_by_accumulation(args: Any) -> bool:
     division slipped into that branch); otherwise gradients of accumulated batches would add up.
     """
     return bool(args.use_lazy_mode and args.pipelining_fwd_bwd)
+
+
+def ctc_kernel() -> Callable[..., Any] | None:
+    """Return Habana's own CTC loss, or None where torch's has to do: on the first Gaudi, and in a plugin without it.
+
+    It is called as kernel(log_probs, labels, input_lengths, label_lengths, blank, reduction, zero_infinity), all tensors on
+    the HPU. optimum-habana 1.21.2 takes it on the same devices, within wav2vec2's forward alone (modeling_wav2vec2.py:33, :412).
+    Torch's takes lengths from the host, which become constants of the graph: each batch would be compiled anew
+    (gaudi-pytorch-bridge 1.19.0, hpu_ops/backend/ctc_loss_gen.cpp:121).
+    """
+    from habana_frameworks.torch.hpu import get_device_name
+
+    device = get_device_name()
+    if device == "GAUDI":
+        return None
+    try:
+        from habana_frameworks.torch.hpex.kernels import CTCLoss
+    except ImportError as error:
+        log.warning("CTC loss: torch's, since this habana_frameworks has no kernel for %s (%s)", device, error)
+        return None
+    log.info("CTC loss: Habana's kernel on %s", device)
+    return CTCLoss.apply  # type: ignore[no-any-return]
 
 
 def average_gradients_on_cpu(accelerator: Any) -> None:

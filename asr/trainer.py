@@ -284,11 +284,13 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         # A forward that takes **kwargs makes Trainer believe that the loss is divided by the labels of all accumulated
         # batches; ours is a mean over the utterances of its batch, which is divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+        self.ctc_kernel = self.engine.ctc_kernel(self.args)
 
     def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
-        return batch_loss(logits, labels, frame_lengths(self.model, facts.lengths), facts, self.model.config)
+        frames = frame_lengths(self.model, facts.lengths)
+        return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].

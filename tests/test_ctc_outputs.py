@@ -32,7 +32,7 @@ def made_batch(real, rows_per_rank=None, frames=(30, 12, 25, 18), labels=LABELS)
         seconds=(0.0,) * len(real),
         rows_per_rank=rows_per_rank,
     )
-    return logits, padded, torch.tensor([n if is_real else 1 for n, is_real in zip(frames, real, strict=True)]), facts
+    return logits, padded, torch.tensor(frames), facts
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -120,9 +120,65 @@ def test_no_loss_waits_for_its_device(reduction, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "ctc_loss", on_host_lengths)
     logits, labels, frames, facts = made_batch((True, False, True, False))
     logits = logits.detach().to("meta").requires_grad_()
-    batch_loss(logits, labels.to("meta"), frames, facts, config_of(reduction)).backward()
-    assert logits.grad.device.type == "meta"
+    for kernel in (None, Kernel()):
+        logits.grad = None
+        batch_loss(logits, labels.to("meta"), frames, facts, config_of(reduction), kernel).backward()
+        assert logits.grad.device.type == "meta"
     assert greedy_tokens(logits, frames, 0).device.type == "meta"
+
+
+class Kernel:
+    """What stands in for Habana's kernel: torch's loss of the whole batch, of what only that kernel takes.
+
+    Labels are padded with -100, every row has one, lengths lie with the logits, and there is no loss of a row alone.
+    """
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, log_probs, labels, input_lengths, label_lengths, blank, reduction, zero_infinity):
+        self.calls += 1
+        assert reduction in ("mean", "sum")
+        assert log_probs.dtype == torch.float32
+        assert {t.device for t in (labels, input_lengths, label_lengths)} == {log_probs.device}
+        if log_probs.device.type == "meta":
+            return log_probs.sum()
+        assert (label_lengths > 0).all()
+        taken = torch.arange(labels.shape[1]) < label_lengths[:, None]
+        assert (labels[~taken] == -100).all()
+        assert ((labels[taken] >= 0) & (labels[taken] != blank)).all()
+        theirs = torch.nn.functional.ctc_loss
+        return theirs(log_probs, labels[taken], input_lengths, label_lengths, blank, reduction, zero_infinity)
+
+
+@pytest.mark.parametrize("frames", [(30, 12, 25, 18), (30, 12, 4, 18)])  # the latter too short for five labels, of which two alike
+@pytest.mark.parametrize("zero_infinity", [True, False])
+@pytest.mark.parametrize("rows_per_rank", [None, 2.5])
+@pytest.mark.parametrize("real", [(True, True, True, True), (True, False, True, False), (False, True, False, False)])
+@pytest.mark.parametrize("blank", [0, 7])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_kernel_gives_the_same_loss_and_gradient(reduction, blank, real, rows_per_rank, zero_infinity, frames):
+    config, kernel = config_of(reduction, zero_infinity, blank), Kernel()
+    losses, gradients = [], []
+    for its_own in (None, kernel):
+        logits, *batch = made_batch(real, rows_per_rank, frames)
+        losses.append(batch_loss(logits, *batch, config, its_own))
+        losses[-1].backward()
+        gradients.append(logits.grad)
+    assert kernel.calls == 1
+    assert torch.isfinite(losses[0]) == (zero_infinity or not real[2] or frames[2] > 5)
+    assert gradients[0][0].any() == real[0]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_kernel_gives_exactly_zero_for_fillers_alone(reduction):
+    logits, *batch = made_batch((False,) * 4)
+    loss = batch_loss(logits, *batch, config_of(reduction), Kernel())
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not logits.grad.any()
 
 
 class Operations(TorchDispatchMode):
@@ -140,18 +196,23 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(real, reduction, rows_per_rank):
-    made = made_batch(real, rows_per_rank)
+def operations(real, reduction, kernel):
+    logits, *batch = made_batch(real)
     with Operations() as run:
-        batch_loss(*made, config_of(reduction)).backward()
+        batch_loss(logits, *batch, config_of(reduction), kernel).backward()
     return run.seen
 
 
-@pytest.mark.parametrize("rows_per_rank", [None, 2.5])
+def whole_sum(log_probs, labels, input_lengths, label_lengths, blank, reduction, zero_infinity):
+    """A kernel of one operation, whatever the lengths."""
+    return log_probs.sum()
+
+
+@pytest.mark.parametrize("kernel", [None, whole_sum])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_fillers_change_no_operation(reduction, rows_per_rank):
-    full = operations((True,) * 4, reduction, rows_per_rank)
-    assert any("ctc_loss" in name for name, _ in full)
-    assert any("ctc_loss_backward" in name for name, _ in full)
-    assert operations((True, False, True, False), reduction, rows_per_rank) == full
-    assert operations((False,) * 4, reduction, rows_per_rank) == full
+def test_fillers_change_no_operation(reduction, kernel):
+    full = operations((True,) * 4, reduction, kernel)
+    assert any("log_softmax_backward" in name for name, _ in full)
+    assert any("ctc_loss_backward" in name for name, _ in full) == (kernel is None)
+    assert operations((True, False, True, False), reduction, kernel) == full
+    assert operations((False,) * 4, reduction, kernel) == full

@@ -57,6 +57,43 @@ def test_a_host_that_has_habana_frameworks_is_left_alone(tmp_path):
     assert "is absent" not in done.stderr
 
 
+PLUGIN = {
+    "torch/hpu.py": "import os\ndef get_device_name():\n    return os.environ['DEVICE_NAME']\n",
+    "torch/hpex/kernels.py": "import torch\nclass CTCLoss(torch.autograd.Function):\n    pass\n",
+}
+"""What asr.gaudi.ctc_kernel asks of habana_frameworks."""
+
+
+@pytest.mark.parametrize(
+    ("device", "files", "kernel", "said"),
+    [
+        ("GAUDI", PLUGIN, False, ""),
+        ("GAUDI2", PLUGIN, True, "CTC loss: Habana's kernel on GAUDI2"),
+        ("GAUDI3", PLUGIN, True, "CTC loss: Habana's kernel on GAUDI3"),
+        ("GAUDI3", ["torch/hpu.py"], False, "CTC loss: torch's, since this habana_frameworks has no kernel for GAUDI3"),
+    ],
+)
+def test_the_ctc_kernel_is_taken_where_there_is_one(tmp_path, device, files, kernel, said):
+    for folder in ("", "torch", "torch/hpex"):
+        (tmp_path / "habana_frameworks" / folder).mkdir()
+        (tmp_path / "habana_frameworks" / folder / "__init__.py").write_text("")
+    for name in files:
+        (tmp_path / "habana_frameworks" / name).write_text(PLUGIN[name])
+    done = run_python(
+        "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "from asr import gaudi\n"
+        "found = gaudi.ctc_kernel()\n"
+        "if found is not None:\n"
+        "    from habana_frameworks.torch.hpex.kernels import CTCLoss\n"
+        "    assert found == CTCLoss.apply\n"
+        "print(found is not None)\n",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+        DEVICE_NAME=device,
+    )
+    assert done.stdout.split() == [str(kernel)], done.stderr
+    assert done.stderr.partition(" (")[0].strip() == said
+
+
 def test_without_the_extra_the_message_says_what_to_install():
     done = run_python(
         "import sys; sys.modules['optimum'] = type(sys)('optimum'); sys.modules['optimum'].__spec__ = object()\n"

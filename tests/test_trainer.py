@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import INSTALLED_ENGINES, TINY, composed
+from test_ctc_outputs import Kernel
 
 from asr import engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
@@ -222,6 +223,27 @@ def test_a_batch_of_fillers_alone_has_a_zero_gradient(tmp_path):
     loss.backward()
     assert loss.item() == 0.0
     assert all(not p.grad.any() for p in made.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_training_takes_the_device_s_kernel_and_evaluation_torch_s_loss(tmp_path, reduction, monkeypatch):
+    kernel, results = Kernel(), []
+    for its_own in (None, kernel):
+        monkeypatch.setattr(type(engines.engine(INSTALLED_ENGINES[0])), "ctc_kernel", lambda *_, its_own=its_own: its_own)
+        made, _ = built(
+            tmp_path / str(len(results)),
+            f"model.ctc_loss_reduction={reduction}",
+            "trainer.args.max_steps=5",
+            "trainer.args.save_strategy=no",
+            "batching=fixed",
+            "batching.seconds=4",
+            "trainer.args.per_device_train_batch_size=5",
+        )
+        drawn = spied_on(made)
+        results.append((made.train().training_loss, made.evaluate()["eval_loss"]))
+        assert any(FILLER in rows for rows in drawn[:5])
+    assert kernel.calls == 5
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

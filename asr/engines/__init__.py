@@ -10,7 +10,7 @@ import importlib
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -62,6 +62,10 @@ class Engine(ABC):
 
     def ready(self, trainer: Any) -> None:  # noqa: B027
         """Mend what this library lacks on the trainer that was built; most need nothing."""
+
+    def ctc_kernel(self, args: Any) -> Callable[..., Any] | None:
+        """Return the device's own CTC loss for training (asr.ctc_outputs.batch_loss); None, as most have none, takes torch's."""
+        return None
 
     def training_arguments(self, arguments: Mapping[str, Any], topology: Topology) -> Any:
         """Return its arguments object, on the topology's device; raise ConfigError for a combination that it refuses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from asr import gaudi
@@ -44,6 +45,9 @@ class GaudiEngine(Engine):
 
     def divides_by_accumulation(self, args: Any) -> bool:
         return gaudi.divides_by_accumulation(args)
+
+    def ctc_kernel(self, args: Any) -> Callable[..., Any] | None:
+        return gaudi.ctc_kernel() if args.use_habana else None
 
 
 ENGINE = GaudiEngine()

@@ -43,21 +43,22 @@ def utterance_losses(
 
     `labels` is int64 [batch, labels] padded with -100; `config` gives blank, reduction and zero_infinity. `frames` and
     `label_lengths` lie on the host, where torch wants them: lengths on a device would be copied back at every step (a sync).
+
+    On an HPU they go to the device all the same: numbers of the host are constants of a lazy graph, so that every batch would
+    compile another. Only the op below torch's own function takes lengths as tensors there (aten/src/ATen/native/LossCTC.cpp).
     """
     import torch
     from torch.nn import functional
 
     num_labels = torch.tensor(label_lengths)
     log_probs = functional.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)
-    losses = functional.ctc_loss(
-        log_probs,
-        labels.clamp(min=0),
-        frames,
-        num_labels,
-        blank=config.pad_token_id,
-        reduction="none",
-        zero_infinity=config.ctc_zero_infinity,
-    )
+    targets, blank, zeroes = labels.clamp(min=0), config.pad_token_id, config.ctc_zero_infinity
+    if logits.device.type == "hpu":
+        lengths = _moved(frames, logits), _moved(num_labels, logits)
+        losses, _ = torch._ctc_loss(log_probs, targets, *lengths, blank=blank, zero_infinity=zeroes)
+        losses = torch.where(losses.isinf(), 0.0, losses) if zeroes else losses
+    else:
+        losses = functional.ctc_loss(log_probs, targets, frames, num_labels, blank=blank, reduction="none", zero_infinity=zeroes)
     return losses / _moved(num_labels.clamp(min=1), losses) if config.ctc_loss_reduction == "mean" else losses
 
 

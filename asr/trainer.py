@@ -287,10 +287,15 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         self.ctc_kernel = self.engine.ctc_kernel(self.args)
 
     def batch_loss(self, model: Any, inputs: dict[str, Any], facts: BatchFacts, num_items_in_batch: Any) -> Any:
+        import torch
+
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
         frames = frame_lengths(self.model, facts.lengths)
-        return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
+        # an HPU's autocast lowers mul and log_softmax, and has no rule for ctc_loss
+        # (https://docs.habana.ai/en/latest/PyTorch/PyTorch_Mixed_Precision/index.html): the loss stays float32
+        with torch.autocast(logits.device.type, enabled=False):
+            return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].

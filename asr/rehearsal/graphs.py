@@ -213,10 +213,11 @@ class _InferenceGraph:
         self.inputs = [tensor.detach().clone() for tensor in inputs.tensors]
         self.graph = HPUGraph(None)
         args, kwargs = inputs.with_tensors(self.inputs)
-        with _without_traces(module), _host_randomness() as drawn, graph(self.graph):
+        host = _HostRandomness()
+        with _without_traces(module), graph(self.graph):
             self.outputs = _Outputs(forward(*args, **kwargs))
-        frozen = drawn if _depends_on_host(lambda: forward(*args, **kwargs), self.outputs, module, drawn) else ()
-        seen.captured.append(Captured("inference", inputs.shapes, self.graph.ops, frozen=tuple(frozen)))
+        frozen = host.frozen(lambda: forward(*args, **kwargs), self.outputs, module)
+        seen.captured.append(Captured("inference", inputs.shapes, self.graph.ops, frozen=frozen))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         _copy_into(self.inputs, tensors)
@@ -232,8 +233,9 @@ class _TrainingGraph:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.forward_graph, self.backward_graph = HPUGraph(None), HPUGraph(None)
         args, kwargs = inputs.with_tensors(self.inputs)
+        host = _HostRandomness()
         with _without_traces(module):
-            with _host_randomness() as drawn, graph(self.forward_graph):
+            with graph(self.forward_graph):
                 self.outputs = _Outputs(forward(*args, **kwargs))
             self.differentiable = [tensor for tensor in self.outputs.tensors if tensor.requires_grad]
             self.output_gradients = [torch.zeros_like(tensor) for tensor in self.differentiable]
@@ -244,9 +246,9 @@ class _TrainingGraph:
                     self.output_gradients,
                     allow_unused=allow_unused_input,
                 )
-        frozen = drawn if _depends_on_host(lambda: forward(*args, **kwargs), self.outputs, module, drawn) else ()
+        frozen = host.frozen(lambda: forward(*args, **kwargs), self.outputs, module)
         counted = self.forward_graph.ops, self.backward_graph.ops
-        seen.captured.append(Captured("training", inputs.shapes, *counted, tuple(frozen)))
+        seen.captured.append(Captured("training", inputs.shapes, *counted, frozen))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         return self.outputs.with_tensors(_Replay.apply(self, len(tensors), *tensors, *self.parameters))
@@ -297,24 +299,30 @@ def _without_traces(module: torch.nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-@contextlib.contextmanager
-def _host_randomness() -> Iterator[list[str]]:
-    """Give a list that names, afterwards, the host's generators of random numbers that were drawn from."""
-    drawn: list[str] = []
-    states = _host_states()
-    yield drawn
-    drawn += [name for name, state in _host_states().items() if state != states[name]]
+class _HostRandomness:
+    """What a forward draws from the host's generators of random numbers, and whether that changes what it gives."""
 
+    def __init__(self) -> None:
+        self.before = _host_states()
 
-def _depends_on_host(forward: Callable[[], Any], captured: _Outputs, module: torch.nn.Module, drawn: Sequence[str]) -> bool:
-    """Say whether what forward draws on the host changes what it gives: LayerDrop of 0 draws all the same.
+    def frozen(self, forward: Callable[[], Any], captured: _Outputs, module: torch.nn.Module) -> tuple[str, ...]:
+        """Return the generators on whose numbers `forward` depends; call it after the capture.
 
-    Runs it again with other numbers, and the device's own random numbers as they were.
-    """
-    if not drawn:
-        return False
-    with torch.no_grad(), device.phase("probe"), _host_states_kept():
-        for _ in range(PROBES):
+        Some draw to no effect: LayerDrop of 0 does. So forward is run again with other numbers of one generator, and all else as
+        it was.
+        """
+        after = _host_states()
+        drawn = [name for name in after if not _same(after[name], self.before[name])]
+        try:
+            with torch.no_grad(), device.phase("probe"):
+                return tuple(name for name in drawn if self._depends_on(name, forward, captured, module))
+        finally:
+            _set_host_states(after)
+
+    def _depends_on(self, name: str, forward: Callable[[], Any], captured: _Outputs, module: torch.nn.Module) -> bool:
+        for seed in range(PROBES):
+            _set_host_states(self.before)
+            _SEEDS[name](seed)
             with _without_traces(module):
                 again = _Outputs(forward())
             if len(again.tensors) != len(captured.tensors):
@@ -322,22 +330,27 @@ def _depends_on_host(forward: Callable[[], Any], captured: _Outputs, module: tor
             pairs = zip(again.tensors, captured.tensors, strict=True)
             if not all(ours.shape == theirs.shape and torch.equal(host_view(ours), host_view(theirs)) for ours, theirs in pairs):
                 return True
-    return False
+        return False
 
 
-@contextlib.contextmanager
-def _host_states_kept() -> Iterator[None]:
-    kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    yield
-    random.setstate(kept[0])
-    np.random.set_state(kept[1])
-    torch.random.set_rng_state(kept[2])
+_SEEDS: dict[str, Callable[[int], Any]] = {
+    "random": random.seed,
+    "numpy.random": np.random.seed,
+    "torch's CPU generator": torch.default_generator.manual_seed,
+}
 
 
-def _host_states() -> dict[str, Hashable]:
-    numpy_s: Any = np.random.get_state(legacy=True)
-    return {
-        "random": random.getstate(),
-        "numpy.random": (numpy_s[1].tobytes(), numpy_s[2:]),
-        "torch's CPU generator": torch.random.get_rng_state().numpy().tobytes(),
-    }
+def _host_states() -> dict[str, Any]:
+    return dict(zip(_SEEDS, (random.getstate(), np.random.get_state(), torch.random.get_rng_state()), strict=True))
+
+
+def _set_host_states(states: dict[str, Any]) -> None:
+    setters: list[Callable[[Any], Any]] = [random.setstate, np.random.set_state, torch.random.set_rng_state]
+    for setter, state in zip(setters, states.values(), strict=True):
+        setter(state)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return all(np.array_equal(ours, theirs) for ours, theirs in zip(one, other, strict=True))

@@ -181,10 +181,11 @@ class CTCLoss(torch.autograd.Function):  # type: ignore[misc]
         """
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"CTCLoss: reduction is {reduction!r}, and must be none, mean or sum.")
+        ctx.dtype = log_probs.dtype
         num_frames, num_labels = log_probs.shape[0], log_probs.shape[2]
-        row = [log_probs, targets, input_lengths, target_lengths]
+        row = [log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)), targets, input_lengths, target_lengths]
         extra = [
-            log_probs.new_zeros(num_frames, 1, num_labels),
+            row[0].new_zeros(num_frames, 1, num_labels),
             targets.new_full((1, targets.shape[1]), 1 if blank == 0 else 0),
             input_lengths.new_full((1,), num_frames),
             target_lengths.new_full((1,), targets.shape[1]),
@@ -203,9 +204,9 @@ class CTCLoss(torch.autograd.Function):  # type: ignore[misc]
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *inputs, losses, log_alpha, weights = ctx.saved_tensors
-        of_losses = torch.cat([grad * weights, grad.new_zeros(1)])
+        of_losses = torch.cat([grad.to(weights.dtype) * weights, weights.new_zeros(1)])
         gradient = torch.ops.aten._ctc_loss_backward.Tensor(of_losses, *inputs, losses, log_alpha, ctx.blank, ctx.zero_infinity)
-        return gradient[:, :-1], None, None, None, None, None, None
+        return gradient[:, :-1].to(ctx.dtype), None, None, None, None, None, None
 
 
 def _weights(target_lengths: torch.Tensor, reduction: str, dtype: torch.dtype) -> torch.Tensor:

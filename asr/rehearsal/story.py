@@ -98,12 +98,15 @@ def _described(speech_trainer: Any) -> Mapping[str, Any]:
     """Return what runs, as the trainer itself says it."""
     import torch.distributed
 
+    from asr.rehearsal import hccl
+
+    hccl.register()  # one rank alone has no reason to; with several accelerate has asked for it
     args, model = speech_trainer.args, speech_trainer.accelerator.unwrap_model(speech_trainer.model)
     group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
     gaudi_config = getattr(speech_trainer, "gaudi_config", None)
     return {
         "device": args.device.type,
-        "backend": torch.distributed.Backend.default_device_backend_map.get("hpu"),
+        "backend": torch.distributed.Backend.default_device_backend_map["hpu"],
         "process_group": group,
         "world_size": args.world_size,
         "trainer_class": trainer.class_path(speech_trainer),

@@ -4,6 +4,7 @@ import copy
 import io
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from asr.batching import MOST_GRAPHS, Batches, Fixed, Slot
+from asr.ctc_outputs import utterance_losses
 from asr.planning import Shape
 from asr.rehearsal import device, graphs, story
 from asr.rehearsal.recorder import STEP
@@ -103,6 +105,29 @@ def test_ctc_loss_and_its_gradient_are_the_cpu_s():
         loss.sum().backward()
         results.append((loss.detach().cpu(), given.grad.cpu()))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("zeroes", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_utterance_losses_are_the_cpu_s_and_one_graph_whatever_the_lengths(zeroes, reduction):
+    config, compared = SimpleNamespace(pad_token_id=0, ctc_loss_reduction=reduction, ctc_zero_infinity=zeroes), []
+    for seed, frames, lengths in ((1, (30, 25), (4, 2)), (2, (28, 30), (3, 4)), (3, (3, 30), (4, 1))):  # four labels in three frames
+        logits = torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(seed))
+        labels = torch.tensor([[1, 2, 2, 3], [4, 5, 1, 2]])
+        for i, length in enumerate(lengths):
+            labels[i, length:] = -100
+        results = []
+        for place in ("cpu", "hpu"):
+            given = logits.clone().to(place).requires_grad_()
+            losses = utterance_losses(given, labels.to(place), torch.tensor(frames), lengths, config)
+            losses[1:].sum().backward()
+            results.append((losses.detach(), given.grad))
+            core.mark_step()
+        compared.append(results)
+    assert device.events("sync", "here") == {}
+    assert recorded() == 1
+    for on_cpu, on_hpu in compared:
+        torch.testing.assert_close([each.cpu() for each in on_hpu], list(on_cpu), equal_nan=True)
 
 
 def test_a_cpu_tensor_among_hpu_tensors_is_refused():
@@ -387,7 +412,7 @@ class OneBatch(Fixed):
     """The same rows in every epoch."""
 
     def train(self, sizes, batch_size, *, seed, world_size, args):
-        shape = Shape(sizes.length_of(4.0), int(sizes.labels.max()), batch_size)
+        shape = Shape(int(sizes.lengths.max()), int(sizes.labels.max()), batch_size)
 
         class Same(Batches):
             def __len__(self):
@@ -404,7 +429,7 @@ def six_steps_at_no_learning_rate(tmp_path, monkeypatch):
     """Return the losses of six steps on one batch, with SpecAugment's masks drawn beside the batch or in forward."""
 
     def train(*, masks_with_the_batch: bool):
-        still = ["learning_rate=0", "num_train_epochs=6", "logging_steps=1", "warmup_steps=0"]
+        still = ["learning_rate=0", "per_device_train_batch_size=2", "num_train_epochs=6", "logging_steps=1", "warmup_steps=0"]
         if not masks_with_the_batch:
             monkeypatch.setattr("test_trainer.takes_masks", lambda model: model)
         made, _ = built(tmp_path, *GRAPHED, *(f"trainer.args.{arg}" for arg in still))
@@ -429,7 +454,9 @@ def test_masks_drawn_in_forward_are_frozen_by_a_training_graph_and_that_is_said(
     losses = six_steps_at_no_learning_rate(masks_with_the_batch=False)
     assert len(losses) == 6 and len(set(losses)) == 1
     (failure,) = story._of_graphs("training")
-    assert failure.startswith("1 training graphs, of input shapes [8, 133, 240], froze what forward drew on the host (numpy.random)")
+    (captured,) = graphs.seen.of("training")
+    said = f"1 training graphs, of input shapes {list(captured.shapes[0])}, froze what forward drew on the host (numpy.random):"
+    assert failure.startswith(said)
 
 
 def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_path):

@@ -352,5 +352,5 @@ def _set_host_states(states: dict[str, Any]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+        return bool(torch.equal(one, other))
     return all(np.array_equal(ours, theirs) for ours, theirs in zip(one, other, strict=True))

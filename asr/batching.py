@@ -16,7 +16,7 @@ from asr.errors import ConfigError
 from asr.planning import Plan, Shape, Sizes, plan_buckets, planned
 
 POOL_BATCHES = 50  # batches sorted together: as in transformers' LengthGroupedSampler, enough to leave little padding
-MOST_GRAPHS = 10  # what optimum-habana's ModuleCacher keeps, whatever max_hpu_graphs says (trainer.py:513)
+MOST_GRAPHS = 10  # what optimum-habana's ModuleCacher keeps, whatever max_hpu_graphs says (trainer.py:512)
 FILLER = -1
 
 

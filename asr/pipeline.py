@@ -5,7 +5,6 @@ In: a composed configuration. Out: light objects; nothing is loaded until a stag
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,8 +138,7 @@ class Pipeline:
     def tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
         """Return the tokenizer of this run."""
         if self.builds_vocabulary:
-            built = json.loads((run_dir / vocabulary.VOCABULARY_FILE).read_text(encoding="utf-8"))
-            return self.vocabulary.tokenizer_from(built, run_dir)
+            return self.vocabulary.tokenizer_in(run_dir)
         if self.vocabulary.tokenizer_name_or_path is not None:
             where = self.model.where()
             if not self.rehearse:  # its model has no checkpoint: a revision is that of the checkpoint's tokenizer

@@ -28,6 +28,7 @@ from asr.topology import Topology
 log = logging.getLogger(__name__)
 
 SHOWN_LINES = 8
+LAST_LINES = "Its last lines:"
 CAUSE_SECONDS = 2.0
 """Ranks that end so shortly after each other ended for one reason."""
 
@@ -248,4 +249,4 @@ def _without_torchrun_s_table(lines: Iterable[str]) -> list[str]:
 
 def _indented(lines: Iterable[str]) -> str:
     shown = [line for line in lines if line.strip()]
-    return "\n".join(["Its last lines:", *(f"    {line}" for line in shown)]) if shown else ""
+    return "\n".join([LAST_LINES, *(f"    {line}" for line in shown)]) if shown else ""

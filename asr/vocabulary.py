@@ -71,13 +71,17 @@ class Vocabulary:
         return [[ids[character] for character in transcript] for transcript in transcripts]
 
     def tokenizer_from(self, vocabulary: dict[str, int], folder: Path) -> PreTrainedTokenizerBase:
-        """Return a character tokenizer over a built vocabulary, written to `folder`/vocab.json on the way."""
-        from transformers import Wav2Vec2CTCTokenizer
-
+        """Return a character tokenizer over a built vocabulary, which it writes to `folder`/vocab.json."""
         path = folder / VOCABULARY_FILE
         path.write_text(json.dumps(vocabulary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return self.tokenizer_in(folder)
+
+    def tokenizer_in(self, folder: Path) -> PreTrainedTokenizerBase:
+        """Return a character tokenizer over the vocabulary in `folder`/vocab.json; writes nothing, since all ranks read it at once."""
+        from transformers import Wav2Vec2CTCTokenizer
+
         return Wav2Vec2CTCTokenizer(
-            str(path),
+            str(folder / VOCABULARY_FILE),
             bos_token=None,
             eos_token=None,
             unk_token=self.unk_token,

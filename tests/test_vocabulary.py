@@ -1,9 +1,21 @@
 import json
 
 import pytest
+from conftest import composed
 
 from asr.errors import ConfigError, DataError
+from asr.pipeline import Pipeline
 from asr.vocabulary import Vocabulary, unknown_characters
+
+
+def test_a_vocabulary_that_is_there_is_read_and_not_written_again(tmp_path):
+    """All ranks of a run read it at once: one that wrote it, even the same, would show the others an empty file."""
+    written = Vocabulary().tokenizer_from(Vocabulary().build(["ab cd"]), tmp_path)
+    before = (tmp_path / "vocab.json").stat()
+    pipeline = Pipeline.of(composed())
+    assert pipeline.tokenizer(tmp_path).get_vocab() == written.get_vocab()
+    after = (tmp_path / "vocab.json").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
 def test_pad_is_zero_and_characters_are_in_code_point_order():

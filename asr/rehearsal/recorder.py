@@ -36,6 +36,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """On the host, after the latest step."""
         self.syncs: Counter[tuple[str, str]] = Counter()
         """Host syncs within steps: what asked for a value, and where."""
+        self.captured_syncs: Counter[tuple[str, str]] = Counter()
+        """The same within captures, which don't ask again."""
         self._losses: list[torch.Tensor] = []
         trainer.training_step = self._in_phase(STEP, trainer.training_step, after=UPDATE)
         trainer.prediction_step = self._in_phase(EVALUATION, trainer.prediction_step, after=BETWEEN)
@@ -55,7 +57,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         return watched
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._watch = _SyncWatch(self.syncs)
+        self._watch = _SyncWatch(self.syncs, self.captured_syncs)
         self._watch.__enter__()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -79,16 +81,18 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 class _SyncWatch(TorchFunctionMode):  # type: ignore[misc]
     """Notes which line of Python asked for a value of the device."""
 
-    def __init__(self, found: Counter[tuple[str, str]]) -> None:
+    def __init__(self, found: Counter[tuple[str, str]], captured: Counter[tuple[str, str]]) -> None:
         super().__init__()
-        self.found = found
+        self.found, self.captured = found, captured
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        count = device.load().count_host_syncs
-        before = count()
+        controls = device.load()
+        before = controls.count_host_syncs()
         given = func(*args, **(kwargs or {}))
-        if count() > before and device.load().get_phase() in (STEP, UPDATE):
-            self.found[getattr(func, "__name__", str(func)), _asked_by()] += count() - before
+        asked = controls.count_host_syncs() - before
+        if asked and controls.get_phase() in (STEP, UPDATE):
+            found = self.captured if controls.is_capturing() else self.found
+            found[getattr(func, "__name__", str(func)), _asked_by()] += asked
         return given
 
 

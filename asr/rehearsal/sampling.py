@@ -26,8 +26,8 @@ class FewBatches(Batching):
     most_shapes_met: int = 12
     """Most shapes that are visited, in the order in which the job meets them: dynamic padding has a new one nearly every step."""
     visits: int = 2
-    """Batches of each shape in training: a graph is captured in the first and replayed in the second. One more comes with a filler
-    where the job has any and these had none."""
+    """Batches of each shape: a graph is captured in the first and replayed in the second, and whatever compiles anew for the same
+    shape shows. One more comes with a filler where the job has any and these had none."""
     rows: int = 4
     """Most rows of a batch: its first ones, and its last, which is a filler where the batch has any; at least 2."""
     planned: dict[str, Sequence[Shape]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class FewBatches(Batching):
         return self._few("train", batches, sizes, world_size, self.visits, args.gradient_accumulation_steps)
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
-        return self._few("eval", self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, 1)
+        return self._few("eval", self.whole.evaluate(sizes, batch_size, world_size=world_size), sizes, world_size, self.visits)
 
     def _few(self, role: str, batches: Any, sizes: Sizes, world_size: int, visits: int, accumulated: int = 0) -> Any:
         if not len(batches):
@@ -72,7 +72,7 @@ class FewBatches(Batching):
             if shapes not in visited and len(visited) == self.most_shapes_met:
                 continue
             fills = any(slot.row == FILLER for batch in run for slot in batch)
-            if visited[shapes] < visits or (visits > 1 and fills and shapes not in filled):
+            if visited[shapes] < visits or (fills and shapes not in filled):
                 visited[shapes] += 1
                 filled |= {shapes} if fills else set()
                 kept.append(weighed([_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]))

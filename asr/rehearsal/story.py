@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from asr.errors import AsrError
 from asr.pipeline import Pipeline
 from asr.ranks import Rank
 from asr.rehearsal.sampling import FewBatches
-from asr.rehearsal.verdict import Facts
+from asr.rehearsal.verdict import Facts, times
 from asr.runs import Run
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def work(run: Run, rank: Rank) -> None:
 def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
     log.info("importing torch, transformers and optimum-habana: about ten seconds")
     facts.doing = "setting up"
+    from asr.rehearsal import device
+
+    device.load()  # before anyone asks torch for an accelerator, which it finds out once; Intel's plugin comes with `import torch` itself
     first = _built(pipeline, run)
     facts |= _described(first)
     log.info("trainer: %s on %s, the stand-in", facts["trainer_class"], first.args.device)
@@ -66,14 +70,14 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
             training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model"
         )
         facts.failures += _of_graphs("training")
-        facts.warnings += _splits("training")
+        facts.warnings += _splits("training", recorder.captured_syncs)
     if "evaluate" in pipeline.stages:
         facts.doing = "evaluating"
         measured = experiment.evaluate(first)
         facts |= _of_evaluation(first, measured)
         facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
         facts.failures += _of_graphs("inference")
-        facts.warnings += _splits("inference")
+        facts.warnings += _splits("inference", Counter())
     if first.args.world_size > 1:
         facts.doing = "comparing ranks"
         facts.failures += _of_ranks(first, facts)
@@ -136,9 +140,9 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
 
     counted = count_graphs("training", STEP)
     syncs = device.events("sync", STEP, UPDATE)
-    where = [{"op": op, "where": place, "times": times} for (op, place), times in recorder.syncs.most_common()]
+    where = [{"op": op, "where": place, "times": number} for (op, place), number in recorder.syncs.most_common()]
     if syncs.total() > recorder.syncs.total():  # C++ asked: DDP, or the backward pass
-        where.append({"op": ", ".join(syncs), "where": "in C++ or another thread", "times": syncs.total() - recorder.syncs.total()})
+        where.append({"op": ", ".join(syncs), "where": "C++ (DDP, or the backward pass)", "times": syncs.total() - recorder.syncs.total()})
     return {
         "train_graphs": counted["model"],
         "train_graphs_captured": counted["captured"],
@@ -192,31 +196,34 @@ def _of_graphs(kind: str) -> list[str]:
     frozen = [captured for captured in graphs.seen.of(kind) if captured.frozen]
     if frozen:
         drawn = ", ".join(sorted({name for captured in frozen for name in captured.frozen}))
+        shapes = _listed(captured.shapes for captured in frozen)
         found.append(
-            f"{len(frozen)} {kind} graphs, of input shapes {_listed(captured.shapes for captured in frozen)}, froze what forward drew on "
-            f"the host ({drawn}): every replay repeats it. Draw it with the batch and pass it as a tensor."
+            f"{len(frozen)} {kind} graph{'s' * (len(frozen) > 1)}, of input shapes {shapes}, froze what forward drew on the host ({drawn}): "
+            "every replay repeats it. Draw it with the batch and pass it as a tensor."
         )
     if kind == "training" and graphs.seen.uncaptured:
         found.append(
             f"a training graph over changing shapes: {len(graphs.seen.of(kind))} are kept, and input shapes "
-            f"{_listed(graphs.seen.uncaptured)} ran without one, {sum(graphs.seen.uncaptured.values())} times. "
+            f"{_listed(graphs.seen.uncaptured)} ran without one, {times(sum(graphs.seen.uncaptured.values()))}. "
             "Choose batching=buckets or fixed, or fewer shapes."
         )
     return found
 
 
-def _splits(kind: str) -> list[str]:
+def _splits(kind: str, located: Counter[tuple[str, str]]) -> list[str]:
     """Return what splits HPU graphs of a kind, which costs time and is no failure
     (https://docs.habana.ai/en/latest/PyTorch/Model_Optimization_PyTorch/HPU_Graphs_Training.html, "Limitations")."""
     from asr.rehearsal import device
     from asr.rehearsal.recorder import EVALUATION, STEP
 
-    phase, found = {"training": STEP, "inference": EVALUATION}[kind], []
-    for what, reason in (
-        ("sync_in_capture", "asks for a value on the host; where Python branches on it, the branch that was captured stays"),
-        ("dynamic_in_capture", "gives a result whose size depends on data"),
+    phase = {"training": STEP, "inference": EVALUATION}[kind]
+    syncs = Counter({f"{op} at {where}": times for (op, where), times in located.items()}) or device.events("sync_in_capture", phase)
+    found = []
+    for ops, reason in (
+        (syncs, "asks for a value on the host; where Python branches on it, the branch that was captured stays"),
+        (device.events("dynamic_in_capture", phase), "gives a result whose size depends on data"),
     ):
-        found += [f"{op} splits {kind} graphs, {times} times: it {reason}." for op, times in device.events(what, phase).items()]
+        found += [f"{op} splits {kind} graphs, {times(number)}: it {reason}." for op, number in ops.items()]
     return found
 
 

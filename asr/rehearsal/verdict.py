@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import runs
+from asr.supervision import LAST_LINES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from asr.rehearsal.shrink import Change
 
 REHEARSAL_FILE = "rehearsal.json"
+FACTS_FILE = Path("ranks") / "facts.json"
+"""What the first rank hands to the parent, until that concludes."""
+MOST_LISTED = 10
 SCHEMA = 1
 
 
@@ -44,7 +48,7 @@ class Facts:
         self.found["ran"] = {**self.found.get("ran", {}), **parts}
 
     def save(self, run_dir: Path) -> None:
-        runs.write_json(run_dir / REHEARSAL_FILE, {**_finite(self.found), **_without(asdict(self), "found")})
+        runs.write_json(run_dir / FACTS_FILE, {**_finite(self.found), **_without(asdict(self), "found")})
 
 
 def _without(content: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -64,12 +68,13 @@ def conclude(
     run_dir: Path, *, error: str | None, combinations: Sequence[str], sizes: Sequence[Change], substitutions: Sequence[Change]
 ) -> dict[str, Any]:
     """Complete rehearsal.json with what the parent knows, and return it. `error`: why the ranks ended badly, if they did."""
-    path = run_dir / REHEARSAL_FILE
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"failures": [], "doing": "starting"}
+    handed = run_dir / FACTS_FILE
+    facts = json.loads(handed.read_text(encoding="utf-8")) if handed.is_file() else {"failures": [], "doing": "starting"}
+    handed.unlink(missing_ok=True)
     doing = facts.pop("doing")
     failures = [*combinations, *facts.pop("failures")]
-    if error is not None and error not in failures:
-        failures.append(f"{doing or 'ending'} failed: {error}")
+    if error is not None:
+        failures.append(f"{doing or 'ending'} failed: {error.partition(LAST_LINES)[0].strip().rstrip('.')}.")
     verdict = {
         "schema": SCHEMA,
         "passed": not failures,
@@ -80,7 +85,7 @@ def conclude(
         "warnings": facts.get("warnings", []),
         "failures": failures,
     }
-    runs.write_json(path, verdict)
+    runs.write_json(run_dir / REHEARSAL_FILE, verdict)
     return verdict
 
 
@@ -121,9 +126,9 @@ def table(verdict: Mapping[str, Any], title: str) -> Table:
         row("path", ", ".join([*on, *([f"optimizer: {verdict['optimizer']}"] if "optimizer" in verdict else [])]))
     _add_graphs(row, verdict)
     if verdict["host_syncs_per_step"] is not None:
-        row("host syncs", f"{verdict['host_syncs_per_step']:g} a step")
+        row("host syncs", f"{verdict['host_syncs_per_step']:.2g} a step")
         for sync in verdict["host_syncs"]:
-            row("", f"{sync['op']} at {sync['where']}, {sync['times']} times")
+            row("", f"{sync['op']} at {sync['where']}, {times(sync['times'])}")
     if verdict["padding_efficiency"] is not None:
         row("batches", f"{100 * verdict['padding_efficiency']:.1f} % of the input was audio, the rest padding")
     if verdict.get("resumed"):
@@ -142,16 +147,21 @@ def _add_graphs(row: Any, verdict: Mapping[str, Any]) -> None:
         count = verdict[f"{phase}_graphs"]
         if count is None:
             continue
-        captured = verdict[f"{phase}_graphs_captured"]
-        more = f"; recorded in all {verdict['graphs_in_training']['in_all']} with the update" if phase == "train" else ""
-        row(f"graphs, {name}", f"{count} would be compiled for {kind}" + (f", {captured} captured" if captured else "") + more)
+        captured = ", captured as HPU graphs" if verdict[f"{phase}_graphs_captured"] else ""
+        more = f"; {verdict['graphs_in_training']['in_all']} pieces in all, with the loss and the update" if phase == "train" else ""
+        row(f"graphs, {name}", f"{count} would be compiled for {kind}{captured}{more}")
         shapes, planned = verdict[f"{phase}_input_shapes"], verdict[f"planned_{phase}_shapes"]
         whole = f" (of the whole job's {len(planned)}: length, labels, rows {_listed(planned)})" if planned else ""
         row(f"shapes, {name}", f"{len(shapes)}: {_listed(shapes)}{whole}")
 
 
 def _listed(shapes: Sequence[Sequence[int]]) -> str:
-    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+    listed = ", ".join("x".join(map(str, shape)) for shape in shapes[:MOST_LISTED])
+    return listed + (", ..." if len(shapes) > MOST_LISTED else "")
+
+
+def times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _add_changes(row: Any, name: str, changes: Sequence[Mapping[str, Any]]) -> None:

@@ -81,18 +81,23 @@ def test_dynamic_padding_is_visited_at_its_first_shapes_padded_as_in_the_job(wor
 
 def test_the_most_labels_of_a_cut_row_count():
     data = Sizes(np.array([90, 80, 70, 60, 50, 40, 30, 20]), np.array([1, 1, 1, 1, 1, 1, 9, 1]), int)
-    (batch,) = train(Longest(), data=data)
+    batch = next(iter(train(Longest(), data=data)))
     assert [slot.row for slot in batch] == [0, 1, 2, 7]
     assert batch[0].shape == (90, 9, 4)
 
 
 @pytest.mark.parametrize("whole", [Buckets(), Longest()])
-def test_an_evaluation_visits_each_shape_once_longest_first(whole):
-    few = FewBatches(whole=whole, most_shapes_met=6).evaluate(sizes(), 8, world_size=2)
-    lengths = [batch[0].shape.length for batch in few]
+def test_an_evaluation_visits_each_shape_longest_first(whole):
+    """Twice where the job does: what compiles anew for the same shape shows."""
+    data = sizes(SECONDS[:927])
+    drawn = list(FewBatches(whole=whole, most_shapes_met=6).evaluate(data, 8, world_size=2))
+    lengths = [batch[0].shape.length for batch in drawn]
     assert lengths == sorted(lengths, reverse=True)
-    assert len(few) == 2 * 6
-    assert len({lengths[i] for i in range(0, len(lengths), 2)}) == 6
+    runs = Counter(lengths[::2])
+    assert len(runs) == 6
+    planned = isinstance(whole, Buckets)
+    assert (max(runs.values()) >= 2) == planned
+    assert max(runs.values()) <= 3
 
 
 @pytest.mark.parametrize("whole", [Buckets(), Fixed(), Longest()])

@@ -17,8 +17,9 @@ from transformers import TrainerCallback
 
 from asr.rehearsal import device, graphs
 
-STEP, UPDATE, EVALUATION, BETWEEN = "step", "update", "evaluation", "between"
-"""Forward, loss and backward; what follows in the step (reducing, clipping, the optimizer); an evaluation's forward; the rest."""
+STEP, UPDATE, EVALUATION, SCORING, BETWEEN = "step", "update", "evaluation", "scoring", "between"
+"""Forward, loss and backward; what follows in the step (reducing, clipping, the optimizer); an evaluation's forward; its losses and
+tokens; the rest."""
 _IN_PLACE = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
@@ -40,7 +41,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """The same within captures, which don't ask again."""
         self._losses: list[torch.Tensor] = []
         trainer.training_step = self._in_phase(STEP, trainer.training_step, after=UPDATE)
-        trainer.prediction_step = self._in_phase(EVALUATION, trainer.prediction_step, after=BETWEEN)
+        trainer.prediction_step = self._in_phase(SCORING, trainer.prediction_step, after=BETWEEN)
+        trainer.model.register_forward_pre_hook(self._before_forward)
+        trainer.model.register_forward_hook(self._after_forward)
         trainer.add_callback(self)
 
     def _in_phase(self, name: str, work: Callable[..., Any], *, after: str) -> Callable[..., Any]:
@@ -59,6 +62,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._watch = _SyncWatch(self.syncs, self.captured_syncs)
         self._watch.__enter__()
+
+    def _before_forward(self, *_: Any) -> None:
+        if device.load().get_phase() == SCORING:
+            device.load().set_phase(EVALUATION)
+
+    def _after_forward(self, *_: Any) -> None:
+        if device.load().get_phase() == EVALUATION:
+            device.load().set_phase(SCORING)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         device.mark_step()  # what setting up has left belongs to no step

@@ -164,13 +164,18 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
 
 
 def _of_evaluation(speech_trainer: Any, measured: Mapping[str, Any]) -> Mapping[str, Any]:
-    from asr.rehearsal.recorder import EVALUATION, count_graphs
+    from asr.rehearsal import device
+    from asr.rehearsal.recorder import EVALUATION, SCORING, count_graphs
 
     counted = count_graphs("inference", EVALUATION)
     facts = {
         "eval_graphs": counted["model"],
         "eval_graphs_captured": counted["captured"],
-        "graphs_in_evaluation": {"forward": counted["recorded"]},
+        "graphs_in_evaluation": {
+            "forward": counted["recorded"],
+            "scoring": len(device.graphs(SCORING)),
+            "in_all": len(device.graphs(EVALUATION, SCORING)),
+        },
         "eval_input_shapes": _shapes(speech_trainer, "eval"),
         "planned_eval_shapes": _planned(speech_trainer, "eval"),
         "num_eval_shapes": measured["num_eval_shapes"],
@@ -196,9 +201,9 @@ def _of_graphs(kind: str) -> list[str]:
     frozen = [captured for captured in graphs.seen.of(kind) if captured.frozen]
     if frozen:
         drawn = ", ".join(sorted({name for captured in frozen for name in captured.frozen}))
-        shapes = _listed(captured.shapes for captured in frozen)
+        shapes, named = _listed(captured.shapes for captured in frozen), "graph" if len(frozen) == 1 else "graphs"
         found.append(
-            f"{len(frozen)} {kind} graph{'s' * (len(frozen) > 1)}, of input shapes {shapes}, froze what forward drew on the host ({drawn}): "
+            f"{len(frozen)} {kind} {named} of input shapes {shapes} froze what forward drew on the host ({drawn}): "
             "every replay repeats it. Draw it with the batch and pass it as a tensor."
         )
     if kind == "training" and graphs.seen.uncaptured:

@@ -148,8 +148,9 @@ def _add_graphs(row: Any, verdict: Mapping[str, Any]) -> None:
         if count is None:
             continue
         captured = ", captured as HPU graphs" if verdict[f"{phase}_graphs_captured"] else ""
-        more = f"; {verdict['graphs_in_training']['in_all']} pieces in all, with the loss and the update" if phase == "train" else ""
-        row(f"graphs, {name}", f"{count} would be compiled for {kind}{captured}{more}")
+        rest = {"train": "the loss and the update", "eval": "losses and tokens"}[phase]
+        in_all = verdict[f"graphs_in_{name}"]["in_all"]
+        row(f"graphs, {name}", f"{count} would be compiled for {kind}{captured}; {in_all} pieces in all, with {rest}")
         shapes, planned = verdict[f"{phase}_input_shapes"], verdict[f"planned_{phase}_shapes"]
         whole = f" (of the whole job's {len(planned)}: length, labels, rows {_listed(planned)})" if planned else ""
         row(f"shapes, {name}", f"{len(shapes)}: {_listed(shapes)}{whole}")

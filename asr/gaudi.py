@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from asr.errors import ConfigError
@@ -51,12 +51,9 @@ def habana_is_installed() -> bool:
 
 
 def _is_stand_in() -> bool:
-    """Say whether habana_frameworks is a rehearsal's, which comes without Intel's plugin."""
-    try:
-        version("habana-torch-plugin")
-    except PackageNotFoundError:
-        return True
-    return False
+    """Say whether habana_frameworks is a rehearsal's, which has no distribution to be listed."""
+    spec = find_spec("habana_frameworks")
+    return spec is not None and Path(str(spec.origin)).is_relative_to(Path(__file__).parent / "rehearsal")
 
 
 def check_installed() -> None:

@@ -455,7 +455,7 @@ def test_masks_drawn_in_forward_are_frozen_by_a_training_graph_and_that_is_said(
     assert len(losses) == 6 and len(set(losses)) == 1
     (failure,) = story._of_graphs("training")
     (captured,) = graphs.seen.of("training")
-    said = f"1 training graph, of input shapes {list(captured.shapes[0])}, froze what forward drew on the host (numpy.random):"
+    said = f"1 training graph of input shapes {list(captured.shapes[0])} froze what forward drew on the host (numpy.random):"
     assert failure.startswith(said)
 
 

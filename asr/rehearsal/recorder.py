@@ -126,7 +126,8 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     """Return the largest difference between two sets of weights; not a number where either has one that isn't."""
-    return max((float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours if ours[name].numel()), default=0.0)
+    each = [(ours[name].double() - theirs[name].double()).abs().max() for name in ours if ours[name].numel()]
+    return float(torch.stack(each).max()) if each else 0.0  # Python's max would pass over what is no number
 
 
 def count_graphs(kind: str, phase: str) -> dict[str, int]:

@@ -97,9 +97,10 @@ _ALWAYS = (
 
 
 def load(run_dir: Path) -> dict[str, Any] | None:
-    """Return the verdict of a rehearsal; None for a run that has none."""
+    """Return the verdict of a rehearsal; None for a run that has none, also where it was stopped before one was given."""
     path = run_dir / REHEARSAL_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return found if "passed" in found else None
 
 
 def table(verdict: Mapping[str, Any], title: str) -> Table:

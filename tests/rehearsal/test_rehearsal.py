@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, sound
 
 from asr import cli
 
@@ -108,6 +108,23 @@ def test_a_dry_run_of_a_rehearsal_shows_its_command(launch, tmp_path):
     assert "asr/rehearsal/stand_in" in done.out
     assert "--nproc-per-node=2" in done.out
     assert not (tmp_path / "run" / "rehearsal.json").exists()
+
+
+def test_bad_data_is_no_verdict(launch, stand_in, tmp_path, capsys):
+    """Every header is sound and no file can be decoded: found out in training."""
+    for split in ("train", "test"):
+        for number in range(3):
+            path = sound(tmp_path / "corpus" / split / f"{number}.flac", 1.0)
+            whole = path.read_bytes()
+            path.write_bytes(whole[:200] + bytes(len(whole) - 200))
+            path.with_suffix(".txt").write_text("ab cd")
+    folder = ["dataset=folder", f"dataset.root={tmp_path / 'corpus'}", "dataset.on_bad=drop"]
+    done = launch(tmp_path, "rehearse=true", "topology=hpu1", "hydra.run.dir=run", *folder)
+    assert done.code == 3, done.err
+    assert "no utterance of the training split could be decoded" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    cli.commands(["show", str(tmp_path / "run")], standalone_mode=False)
+    assert "failed" in capsys.readouterr().out
 
 
 def test_nothing_to_rehearse_is_said(launch, stand_in, tmp_path):

@@ -73,7 +73,11 @@ def optimum_habana() -> Any:
     if habana_is_installed():
         with _version_answered() if _is_stand_in() else contextlib.nullcontext():
             import optimum.habana
+            from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi
 
+        # optimum-habana does so where the training arguments are made (training_args.py:1060), which is after our models are: one of
+        # them would stay transformers' own, and its attention functions (gaudi_fused_sdpa) be unknown
+        adapt_transformers_to_gaudi()
         return optimum.habana
     with _version_answered():
         import optimum.habana

@@ -120,7 +120,7 @@ class Pipeline:
             self.check_compatible()
         with config.under("topology"):
             launchers.check_installed(self.topology)
-            self.topology.check_host()
+            self.topology.check_host(has_devices=not self.rehearse)
 
     @property
     def splits(self) -> dict[str, str]:

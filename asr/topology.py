@@ -158,8 +158,8 @@ class Topology:
             return self.master_port
         return 29500 if self.num_nodes > 1 else _free_port()
 
-    def check_host(self) -> None:
-        """Check what needs this host: devices, the port, a hostfile; raise ConfigError."""
+    def check_host(self, *, has_devices: bool = True) -> None:
+        """Check what needs this host: devices, unless others stand in for them, the port, a hostfile; raise ConfigError."""
         for variable, launcher in LAUNCHED_BY.items():
             if variable in os.environ:
                 raise ConfigError(
@@ -171,7 +171,7 @@ class Topology:
             slots = read_hostfile(Path(self.hostfile))
             if self.num_processes > sum(slots.values()):
                 raise ConfigError(f"{self.num_processes} processes, but {self.hostfile} has {sum(slots.values())} slots.", key="world_size")
-        devices = num_devices(self.device)
+        devices = num_devices(self.device) if has_devices else None
         if devices is not None and self.processes_here > devices:
             named = f"{devices} {self.device}" + ("s" if devices != 1 else "")
             raise ConfigError(f"{self.processes_here} processes, but this host has {named}: one process a device.", key="world_size")

@@ -147,6 +147,7 @@ void mix(const at::Tensor& tensor) {
   mix(static_cast<uint64_t>(tensor.device().type()) + 17);
   for (const auto size : tensor.sizes()) mix(size + 1000003);
   for (const auto stride : tensor.strides()) mix(stride + 31);
+  mix(static_cast<uint64_t>(tensor.storage_offset()) + 257);
 }
 
 // Shapes, dtypes, whole numbers and flags make a graph another one. Floating-point numbers don't: a learning rate changes every step.
@@ -177,15 +178,24 @@ struct Inside {
   ~Inside() { depth--; }
 };
 
+// Conjugated and negated views are flags on a tensor.
+at::Tensor flagged_as(const at::Tensor& tensor, at::Tensor view) {
+  view._set_conj(tensor.is_conj());
+  view._set_neg(tensor.is_neg());
+  return view;
+}
+
 at::Tensor borrowed(const at::Tensor& tensor) {  // the same memory as a CPU tensor, for as long as `tensor` lives
   if (!tensor.defined() || tensor.is_cpu()) return tensor;
-  return at::from_blob(const_cast<void*>(tensor.const_data_ptr()), tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU));
+  void* data = const_cast<void*>(tensor.const_data_ptr());
+  return flagged_as(tensor, at::from_blob(data, tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU)));
 }
 
 at::Tensor host_view(const at::Tensor& tensor) {  // the same, which keeps `tensor` alive
   if (tensor.is_cpu()) return tensor;
-  return at::from_blob(const_cast<void*>(tensor.const_data_ptr()), tensor.sizes(), tensor.strides(), [tensor](void*) {},
-                       tensor.options().device(at::kCPU));
+  void* data = const_cast<void*>(tensor.const_data_ptr());
+  const auto owner = [tensor](void*) {};
+  return flagged_as(tensor, at::from_blob(data, tensor.sizes(), tensor.strides(), owner, tensor.options().device(at::kCPU)));
 }
 
 void copy_memory(const at::Tensor& from, const at::Tensor& to) {
@@ -345,6 +355,9 @@ at::Tensor& set_empty(at::Tensor& tensor) {
 
 TORCH_LIBRARY_IMPL(_, HPU, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&any_op>()); }
 TORCH_LIBRARY_IMPL(_, AutocastHPU, library) { library.fallback(torch::CppFunction::makeFallthrough()); }
+// A copy minds the flags itself; asked to resolve them first, it would copy in order to copy.
+TORCH_LIBRARY_IMPL(aten, Conjugate, library) { library.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, library) { library.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, HPU, library) {
   library.impl("empty.memory_format", empty);
   library.impl("empty_strided", empty_strided);
@@ -459,6 +472,7 @@ void forget_capture(int64_t number) {
 
 // ------------------------------------------------------------------ what Python asks
 
+void synchronize() { host_sync("synchronize"); }
 void set_phase(const std::string& name) {
   const Locked locked(lock);
   phase = name;
@@ -518,6 +532,7 @@ void set_random_state(const at::Tensor& state) {
 
 TORCH_LIBRARY(asr_hpu, library) {
   library.def("mark_step", end_graph);
+  library.def("synchronize", synchronize);
   library.def("set_phase", set_phase);
   library.def("get_phase", get_phase);
   library.def("set_lazy", set_lazy);

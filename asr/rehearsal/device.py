@@ -12,11 +12,12 @@ import fcntl
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
@@ -59,6 +60,10 @@ def check_host() -> None:
             "trainer.args.max_steps and dataset.max_train_samples.",
             key="rehearse",
         )
+    _check_tools()
+
+
+def _check_tools() -> None:
     others = [name for name in ("cuda", "hip", "xpu") if _torch_builds().get(name)]
     if others:
         raise ConfigError(
@@ -67,9 +72,9 @@ def check_host() -> None:
             "https://download.pytorch.org/whl/cpu",
             key="rehearse",
         )
-    if not library_path().exists() and shutil.which(_compiler()) is None:
+    if not library_path().exists() and shutil.which(_compiler()[0]) is None:
         raise ConfigError(
-            f"{_compiler()} is not on PATH: the stand-in device is compiled on first use. `apt install g++` brings it, or name "
+            f"{_compiler()[0]} is not on PATH: the stand-in device is compiled on first use. `apt install g++` brings it, or name "
             "another C++20 compiler in CXX.",
             key="rehearse",
         )
@@ -77,7 +82,7 @@ def check_host() -> None:
 
 def library_path() -> Path:
     """Return where the compiled device lies: its name holds everything that it was made from."""
-    made_from = [SOURCE.read_bytes(), version("torch").encode(), _compiler().encode(), " ".join(FLAGS).encode()]
+    made_from = [SOURCE.read_bytes(), version("torch").encode(), shlex.join(_compiler()).encode(), " ".join(FLAGS).encode()]
     key = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:16]
     return cache_root(None, "rehearsal") / f"hpu-{key}.so"
 
@@ -90,12 +95,15 @@ def build() -> Path:
     library = library_path()
     if library.exists():
         return library
-    check_host()
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(library.with_suffix(".lock")):
-        if not library.exists():
-            log.info("compiling the stand-in device, once: about half a minute (%s)", library)
-            _compile(library)
+    _check_tools()
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(library.with_suffix(".lock")):
+            if not library.exists():
+                log.info("compiling the stand-in device, once: about half a minute (%s)", library)
+                _compile(library)
+    except OSError as error:
+        raise ConfigError(f"{library} can't be written ({error}); name another place in ASR_CACHE.", key="rehearse") from error
     return library
 
 
@@ -104,13 +112,15 @@ def _compile(library: Path) -> None:
     aside = library.with_suffix(f".{os.getpid()}")
     include = [f"-I{torch / 'include'}", f"-I{torch / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
     link = [f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    command = [_compiler(), *FLAGS, *include, str(SOURCE), *link, "-o", str(aside)]
+    command = [*_compiler(), *FLAGS, *include, str(SOURCE), *link, "-o", str(aside)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         aside.unlink(missing_ok=True)
         said = [line for line in done.stderr.splitlines() if "error" in line][:3] or done.stderr.splitlines()[-3:]
+        said = said or [f"it ended with exit code {done.returncode}"]
         raise ConfigError(
-            f"the stand-in device can't be compiled against torch {version('torch')} by {_compiler()}: {' | '.join(said)}", key="rehearse"
+            f"the stand-in device can't be compiled against torch {version('torch')} by {shlex.join(_compiler())}: {' | '.join(said)}",
+            key="rehearse",
         )
     aside.replace(library)
 
@@ -118,12 +128,17 @@ def _compile(library: Path) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process compiles the stand-in device; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX") or "g++"
+def _compiler() -> list[str]:
+    """Return the compiler's command, which may have options."""
+    return shlex.split(os.environ.get("CXX") or "g++")
 
 
 def _torch_folder() -> Path:
@@ -157,10 +172,26 @@ def load() -> Any:
     sys.modules["torch.hpu.random"] = hpu  # transformers asks both (trainer.py:3304)
     hpu.random = hpu  # type: ignore[attr-defined]
     controls.set_lazy(os.environ.get("PT_HPU_LAZY_MODE", "1") == "1")
-    for names, lower in ((AUTOCAST_LOWER_PRECISION, True), (AUTOCAST_FLOAT32, False)):
-        for overload in (overload for name in names for overload in _overloads(name)):
+    for variable, names, lower in (
+        ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", AUTOCAST_LOWER_PRECISION, True),
+        ("PT_HPU_AUTOCAST_FP32_OPS_LIST", AUTOCAST_FLOAT32, False),
+    ):
+        for overload in (overload for name in _chosen(variable, names) for overload in _overloads(name)):
             controls.register_autocast(overload, lower)
     return controls
+
+
+def _chosen(variable: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the ops that a file names, one a line, in place of the documented ones; raise ConfigError where it can't be read."""
+    path = os.environ.get(variable)
+    if path is None:
+        return names
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{variable}={path} can't be read ({error}): a file that names ops, one a line.", key="topology.environment"
+        ) from error
 
 
 def _overloads(name: str) -> list[str]:

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from torch.utils import _pytree as pytree
 from asr.rehearsal import device, hpu
 from asr.rehearsal.device import host_view
 
+Shapes = tuple[tuple[int, ...], ...]
+"""Of the tensors among a forward's inputs."""
 PROBES = 12
 """How often a forward that draws on the host is run again: of two layers of which a tenth are dropped, 92 % of the times it shows."""
 
@@ -33,7 +36,7 @@ class Captured:
 
     kind: str
     """training, inference, or other: what a program captures by HPUGraph itself."""
-    shapes: tuple[tuple[int, ...], ...] = ()
+    shapes: Shapes = ()
     """Shapes of the tensors among the inputs."""
     forward_ops: int = 0
     backward_ops: int = 0
@@ -46,11 +49,17 @@ class Seen:
     """What graphs this process has captured, and which forwards found no room for one."""
 
     captured: list[Captured] = field(default_factory=list)
-    uncaptured: dict[tuple[tuple[int, ...], ...], int] = field(default_factory=dict)
-    """Input shapes of forwards in training or inference that ran without a graph, with how often."""
+    uncaptured: Counter[tuple[str, Shapes]] = field(default_factory=Counter)
+    """Kind and input shapes of forwards that found no room, with how often."""
+    unfaithful: list[tuple[str, Shapes]] = field(default_factory=list)
+    """Kind and input shapes of graphs whose first replay gave something else than forward does."""
 
     def of(self, kind: str) -> list[Captured]:
         return [each for each in self.captured if each.kind == kind]
+
+    def without(self, kind: str) -> dict[Shapes, int]:
+        """Return the input shapes that ran without a graph of a kind, with how often."""
+        return {shapes: number for (of, shapes), number in self.uncaptured.items() if of == kind}
 
 
 seen = Seen()
@@ -147,7 +156,7 @@ def _graphed(
         inputs = _Inputs.of(args, kwargs)
         if inputs.key not in known:
             if max_graphs is not None and len(known) >= max_graphs:
-                seen.uncaptured[inputs.shapes] = seen.uncaptured.get(inputs.shapes, 0) + 1
+                seen.uncaptured[kind, inputs.shapes] += 1
                 return original(*args, **kwargs)
             known[inputs.key] = capture(module, original, inputs)
         return known[inputs.key](inputs.tensors)
@@ -172,7 +181,7 @@ class _Inputs:
         return cls([leaves[i] for i in places], places, leaves, spec)
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
+    def shapes(self) -> Shapes:
         return tuple(tuple(tensor.shape) for tensor in self.tensors)
 
     @property
@@ -191,6 +200,39 @@ class _Inputs:
         return args, kwargs
 
 
+class _FirstReplay:
+    """Compares what a graph's first replay on new inputs gives with what forward itself gives for them.
+
+    They differ where forward depends on what a capture freezes: numbers drawn or counted in Python, a branch on a value.
+    """
+
+    def __init__(self, kind: str, module: torch.nn.Module, shapes: Shapes) -> None:
+        self.kind, self.module, self.shapes = kind, module, shapes
+        self.calls = 0
+
+    @contextlib.contextmanager
+    def against(self, forward: Callable[[], Any], outputs: _Outputs) -> Iterator[None]:
+        """Compare the replay that runs inside, if it is the first after the one for the captured inputs."""
+        self.calls += 1
+        if self.calls != 2:
+            yield
+            return
+        host, device_s = _host_states(), hpu.get_rng_state()
+        with device.phase("probe"), _without_traces(self.module):
+            expected = _Outputs(forward()).detached()
+        _set_host_states(host)
+        assert torch.equal(device_s, hpu.get_rng_state())
+        yield
+        if not _equal(expected, outputs.tensors):
+            seen.unfaithful.append((self.kind, self.shapes))
+
+
+def _equal(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
+    pairs = zip(ours, theirs, strict=False)
+    same = all(one.shape == other.shape and torch.equal(host_view(one), host_view(other)) for one, other in pairs)
+    return len(ours) == len(theirs) and same
+
+
 class _Outputs:
     """What a captured forward gave: the tensors that a replay writes into, and the structure around them."""
 
@@ -205,23 +247,27 @@ class _Outputs:
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, self.spec)
 
+    def detached(self) -> list[torch.Tensor]:
+        return [tensor.detach().clone() for tensor in self.tensors]
+
 
 class _InferenceGraph:
     """A forward without gradients, of one set of inputs."""
 
     def __init__(self, module: torch.nn.Module, forward: Callable[..., Any], inputs: _Inputs) -> None:
         self.inputs = [tensor.detach().clone() for tensor in inputs.tensors]
-        self.graph = HPUGraph(None)
+        self.graph, self.check = HPUGraph(None), _FirstReplay("inference", module, inputs.shapes)
         args, kwargs = inputs.with_tensors(self.inputs)
-        host = _HostRandomness()
+        host, self.again = _HostRandomness(), lambda: forward(*args, **kwargs)
         with _without_traces(module), graph(self.graph):
             self.outputs = _Outputs(forward(*args, **kwargs))
-        frozen = host.frozen(lambda: forward(*args, **kwargs), self.outputs, module)
+        frozen = host.frozen(self.again, self.outputs, module)
         seen.captured.append(Captured("inference", inputs.shapes, self.graph.ops, frozen=frozen))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         _copy_into(self.inputs, tensors)
-        self.graph.replay()
+        with self.check.against(self.again, self.outputs):
+            self.graph.replay()
         return self.outputs.with_tensors([tensor.clone() for tensor in self.outputs.tensors])
 
 
@@ -232,8 +278,9 @@ class _TrainingGraph:
         self.inputs = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs.tensors]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.forward_graph, self.backward_graph = HPUGraph(None), HPUGraph(None)
+        self.check = _FirstReplay("training", module, inputs.shapes)
         args, kwargs = inputs.with_tensors(self.inputs)
-        host = _HostRandomness()
+        host, self.again = _HostRandomness(), lambda: forward(*args, **kwargs)
         with _without_traces(module):
             with graph(self.forward_graph):
                 self.outputs = _Outputs(forward(*args, **kwargs))
@@ -246,7 +293,7 @@ class _TrainingGraph:
                     self.output_gradients,
                     allow_unused=allow_unused_input,
                 )
-        frozen = host.frozen(lambda: forward(*args, **kwargs), self.outputs, module)
+        frozen = host.frozen(self.again, self.outputs, module)
         counted = self.forward_graph.ops, self.backward_graph.ops
         seen.captured.append(Captured("training", inputs.shapes, *counted, frozen))
 
@@ -261,7 +308,8 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, captured: _TrainingGraph, num_inputs: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.captured = captured
         _copy_into(captured.inputs, tensors[:num_inputs])
-        captured.forward_graph.replay()
+        with torch.enable_grad(), captured.check.against(captured.again, captured.outputs):
+            captured.forward_graph.replay()
         outputs = tuple(tensor.detach().clone() for tensor in captured.outputs.tensors)
         fixed = [out for out, tensor in zip(outputs, captured.outputs.tensors, strict=True) if not tensor.requires_grad]
         ctx.mark_non_differentiable(*fixed)
@@ -325,10 +373,7 @@ class _HostRandomness:
             _SEEDS[name](seed)
             with _without_traces(module):
                 again = _Outputs(forward())
-            if len(again.tensors) != len(captured.tensors):
-                return True
-            pairs = zip(again.tensors, captured.tensors, strict=True)
-            if not all(ours.shape == theirs.shape and torch.equal(host_view(ours), host_view(theirs)) for ours, theirs in pairs):
+            if not _equal(again.tensors, captured.tensors):
                 return True
         return False
 

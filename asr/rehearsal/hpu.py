@@ -54,7 +54,7 @@ def is_bf16_supported() -> bool:
 
 
 def synchronize(device: Any = None) -> None:
-    stand_in.mark_step()
+    stand_in.load().synchronize()
 
 
 def enable_dynamic_shape() -> None: ...

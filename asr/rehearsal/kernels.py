@@ -9,6 +9,7 @@ that what a rehearsal observes (graphs, host syncs, dynamic shapes) comes from t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
@@ -115,6 +116,7 @@ class FusedSDPA:
         `attn_mask`: boolean, True takes part, or added to the scores. It may come together with `is_causal`, which torch refuses.
         `valid_sequence_lengths`: how many keys of each row are real; the others lie on `padding_side`. A query without keys gets zeros.
         """
+        CALLED["FusedSDPA"] += 1
         causal = bool(is_causal)  # gaudi_fused_sdpa_attention.py:36 passes None on
         masks = [attn_mask, _valid_keys(valid_sequence_lengths, padding_side, key.shape[-2])]
         if any(mask is not None for mask in masks):
@@ -158,6 +160,10 @@ def _joined(masks: list[torch.Tensor | None], dtype: torch.dtype) -> torch.Tenso
             joined, mask = mask, joined
         joined = joined & mask if joined.dtype == torch.bool else joined.masked_fill(~mask, -math.inf)
     return joined if joined.dtype in (torch.bool, torch.float32) else joined.to(dtype)  # what torch takes besides the query's own
+
+
+CALLED: Counter[str] = Counter()
+"""How often a kernel that a program chooses by name was called; once for all replays of a graph."""
 
 
 class CTCLoss(torch.autograd.Function):  # type: ignore[misc]

@@ -39,6 +39,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """Host syncs within steps: what asked for a value, and where."""
         self.captured_syncs: Counter[tuple[str, str]] = Counter()
         """The same within captures, which don't ask again."""
+        self.first_syncs = 0
+        """Host syncs of the first step."""
         self._losses: list[torch.Tensor] = []
         trainer.training_step = self._in_phase(STEP, trainer.training_step, after=UPDATE)
         trainer.prediction_step = self._in_phase(SCORING, trainer.prediction_step, after=BETWEEN)
@@ -79,6 +81,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._watch.__exit__(None, None, None)
         device.load().set_phase(BETWEEN)
         self.steps += 1
+        if self.steps == 1:
+            self.first_syncs = device.events("sync", STEP, UPDATE).total()
         if self.in_the_middle and state.global_step == max(1, state.max_steps // 2):
             control.should_save, control.should_evaluate = True, self.evaluates
             self.saved_at = state.global_step
@@ -137,4 +141,4 @@ def count_graphs(kind: str, phase: str) -> dict[str, int]:
     the op sequences recorded.
     """
     captured, recorded = len(graphs.seen.of(kind)), len(device.graphs(phase))
-    return {"captured": captured, "recorded": recorded, "model": captured + len(graphs.seen.uncaptured) if captured else recorded}
+    return {"captured": captured, "recorded": recorded, "model": captured + len(graphs.seen.without(kind)) if captured else recorded}

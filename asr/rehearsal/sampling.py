@@ -33,6 +33,9 @@ class FewBatches(Batching):
     planned: dict[str, Sequence[Shape]] = field(default_factory=dict)
     """The shapes of the whole job, by "train" and "eval", once they were asked for: all that a plan has, else those met."""
 
+    planned_efficiency: dict[str, float] = field(default_factory=dict)
+    """The share of the whole job's input that is audio, where there is a plan that says so."""
+
     def __post_init__(self) -> None:
         assert self.rows > 1 and self.visits > 0, "a batch has a first row and a last, and comes at all"
         self.STATIC = self.whole.STATIC
@@ -78,6 +81,8 @@ class FewBatches(Batching):
                 kept.append(weighed([_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]))
         plan = getattr(batches, "plan", None)
         self.planned[role] = list(plan.shapes if plan else met)
+        if plan:
+            self.planned_efficiency[role] = plan.padding_efficiency
         if accumulated:
             kept = _in_whole_steps(kept, accumulated)
         return VisitedShapes(kept, world_size, planned=self.planned[role])

@@ -167,6 +167,10 @@ def _shorten(asked: Pipeline, made: Shrunk) -> None:
         made.sizes.append(Change("trainer.args.num_train_epochs", length, "a few steps", why))
     ours: dict[str, Any] = {"num_train_epochs": 1, "max_steps": -1, "report_to": [], "save_total_limit": None}
     ours |= _saving(args)
+    if args.get("report_to") not in (None, "none", [], ["none"]):
+        made.sizes.append(Change("trainer.args.report_to", args["report_to"], [], "nobody follows so short a run"))
+    asked_saving = f"saves by {args.get('save_strategy', 'steps')}, evaluates by {args.get('eval_strategy', 'no')}"
+    made.sizes.append(Change("trainer.args.save_strategy", asked_saving, "once, in the middle", "resuming starts from there"))
     for name, value, why in (
         ("push_to_hub", False, "there is nothing to publish"),
         ("dataloader_num_workers", 1, "one worker takes the path of several"),
@@ -177,6 +181,7 @@ def _shorten(asked: Pipeline, made: Shrunk) -> None:
     made.config["trainer"]["args"] |= ours
     for name, why in (
         ("save_only_model", "resuming is rehearsed, which needs the optimizer's state"),
+        ("ignore_data_skip", "a resumed run is compared with one that never stopped: it has to see the same batches"),
         ("auto_find_batch_size", "a host's memory says nothing about a Gaudi's"),
     ):
         if args.get(name):

@@ -5,17 +5,21 @@ In: a composed configuration. Out: a run with rehearsal.json, the verdict on the
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asr import compatibility, experiment
-from asr.errors import DataError
+from asr.errors import ConfigError, DataError
 from asr.pipeline import Pipeline
 from asr.rehearsal import device, verdict
 from asr.rehearsal.shrink import shrink
 from asr.runs import Run
 from asr.stops import End
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""Signals by which a library's code ends its process: a finding, not a stop."""
 
 
 def check(composed: Mapping[str, Any]) -> Pipeline:
@@ -42,8 +46,10 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
     combinations = _combinations(composed, {change.key for change in smaller.substitutions})
 
     def judge(run: Run, end: End) -> End:
-        if end.exit_code > 128 or end.exit_code == DataError.exit_code:
-            return end  # stopped, or bad data: nothing was found out about the path
+        if end.exit_code == DataError.exit_code or (end.exit_code > 128 and end.exit_code - 128 not in CRASHES):
+            return end  # bad data, or stopped: nothing was found out about the path
+        if end.exit_code == ConfigError.exit_code and not combinations:
+            return end  # as a launch would end
         found = verdict.conclude(
             run.path,
             error=end.error if end.exit_code else None,

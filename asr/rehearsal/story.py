@@ -70,14 +70,15 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
             training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model"
         )
         facts.failures += _of_graphs("training")
-        facts.warnings += _splits("training", recorder.captured_syncs)
+        facts.warnings += [*_splits("training", recorder.captured_syncs), *_merged(facts, "train")]
     if "evaluate" in pipeline.stages:
         facts.doing = "evaluating"
         measured = experiment.evaluate(first)
         facts |= _of_evaluation(first, measured)
         facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
         facts.failures += _of_graphs("inference")
-        facts.warnings += _splits("inference", Counter())
+        facts.warnings += [*_splits("inference", Counter()), *_merged(facts, "eval")]
+    facts.failures += _of_attention(first, facts)
     if first.args.world_size > 1:
         facts.doing = "comparing ranks"
         facts.failures += _of_ranks(first, facts)
@@ -120,7 +121,7 @@ def _described(speech_trainer: Any) -> Mapping[str, Any]:
             "use_lazy_mode": getattr(args, "use_lazy_mode", None),
             "autocast": "bfloat16" if getattr(speech_trainer, "use_hpu_amp", False) or args.bf16 else None,
             "fused_adam": bool(gaudi_config and gaudi_config.use_fused_adam),
-            "fused_clip_norm": bool(gaudi_config and gaudi_config.use_fused_clip_norm),
+            "fused_clip_norm": bool(gaudi_config and gaudi_config.use_fused_clip_norm and args.max_grad_norm),
             "attention": model.config._attn_implementation,
             "training_graphs": bool(getattr(args, "use_hpu_graphs_for_training", False)),
             "inference_graphs": bool(getattr(args, "use_hpu_graphs_for_inference", False)),
@@ -141,8 +142,9 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
     counted = count_graphs("training", STEP)
     syncs = device.events("sync", STEP, UPDATE)
     where = [{"op": op, "where": place, "times": number} for (op, place), number in recorder.syncs.most_common()]
-    if syncs.total() > recorder.syncs.total():  # C++ asked: DDP, or the backward pass
-        where.append({"op": ", ".join(syncs), "where": "C++ (DDP, or the backward pass)", "times": syncs.total() - recorder.syncs.total()})
+    if syncs.total() > recorder.syncs.total():
+        where.append({"op": "others", "where": "C++ (DDP, or the backward pass)", "times": syncs.total() - recorder.syncs.total()})
+    later = max(recorder.steps - 1, 1)  # the first sets things up: DDP asks how its buckets are to be
     return {
         "train_graphs": counted["model"],
         "train_graphs_captured": counted["captured"],
@@ -155,10 +157,12 @@ def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]
         "planned_train_shapes": _planned(speech_trainer, "train"),
         "num_train_shapes": measured["num_train_shapes"],
         "steps": recorder.steps,
-        "host_syncs_per_step": syncs.total() / recorder.steps if recorder.steps else 0.0,
+        "host_syncs_per_step": (syncs.total() - recorder.first_syncs) / later if recorder.steps > 1 else float(syncs.total()),
+        "host_syncs_in_first_step": recorder.first_syncs,
         "host_syncs": where,
         "dynamic_ops": dict(device.events("dynamic", STEP, UPDATE)),
         "padding_efficiency": measured["padding_efficiency"],
+        "planned_padding_efficiency": speech_trainer.batching.planned_efficiency.get("train"),
         "losses": recorder.losses,
     }
 
@@ -206,10 +210,18 @@ def _of_graphs(kind: str) -> list[str]:
             f"{len(frozen)} {kind} {named} of input shapes {shapes} froze what forward drew on the host ({drawn}): "
             "every replay repeats it. Draw it with the batch and pass it as a tensor."
         )
-    if kind == "training" and graphs.seen.uncaptured:
+    frozen_shapes = [captured.shapes for captured in frozen]
+    unfaithful = [shapes for of, shapes in graphs.seen.unfaithful if of == kind and shapes not in frozen_shapes]
+    if unfaithful:
+        found.append(
+            f"a replay of the {kind} graph of input shapes {_listed(unfaithful)} gives something else than forward itself: the capture "
+            "froze what forward decides or counts in Python, such as a branch on a value of its input."
+        )
+    without = graphs.seen.without(kind)
+    if kind == "training" and without:
         found.append(
             f"a training graph over changing shapes: {len(graphs.seen.of(kind))} are kept, and input shapes "
-            f"{_listed(graphs.seen.uncaptured)} ran without one, {times(sum(graphs.seen.uncaptured.values()))}. "
+            f"{_listed(without)} ran without one, {times(sum(without.values()))}. "
             "Choose batching=buckets or fixed, or fewer shapes."
         )
     return found
@@ -218,12 +230,14 @@ def _of_graphs(kind: str) -> list[str]:
 def _splits(kind: str, located: Counter[tuple[str, str]]) -> list[str]:
     """Return what splits HPU graphs of a kind, which costs time and is no failure
     (https://docs.habana.ai/en/latest/PyTorch/Model_Optimization_PyTorch/HPU_Graphs_Training.html, "Limitations")."""
-    from asr.rehearsal import device
+    from asr.rehearsal import device, graphs
     from asr.rehearsal.recorder import EVALUATION, STEP
 
     phase = {"training": STEP, "inference": EVALUATION}[kind]
     syncs = Counter({f"{op} at {where}": times for (op, where), times in located.items()}) or device.events("sync_in_capture", phase)
     found = []
+    if kind == "inference" and (without := graphs.seen.without(kind)):
+        found.append(f"{len(without)} of the evaluation's shapes ran without a graph: max_hpu_graphs keeps {len(graphs.seen.of(kind))}.")
     for ops, reason in (
         (syncs, "asks for a value on the host; where Python branches on it, the branch that was captured stays"),
         (device.events("dynamic_in_capture", phase), "gives a result whose size depends on data"),
@@ -232,9 +246,28 @@ def _splits(kind: str, located: Counter[tuple[str, str]]) -> list[str]:
     return found
 
 
+def _merged(facts: Facts, phase: str) -> list[str]:
+    """Say where fewer graphs than shapes were recorded: what several batches computed is one, for nobody ended it."""
+    graphs, shapes = facts[f"{phase}_graphs"], facts[f"num_{phase}_shapes"]
+    if graphs >= shapes or not facts["settings"]["use_lazy_mode"]:
+        return []
+    return [f"{shapes} shapes made {graphs} graphs ({phase}): nobody calls mark_step between batches, so that several share a graph."]
+
+
 def _listed(inputs: Iterable[Sequence[Sequence[int]]]) -> str:
     """Return the shape of each forward's first tensor, its input."""
     return ", ".join(str(list(shapes[0])) for shapes in inputs)
+
+
+def _of_attention(speech_trainer: Any, facts: Facts) -> list[str]:
+    """Say where fused attention was asked for and the model has its own: it takes the name and keeps to itself."""
+    from asr.rehearsal.kernels import CALLED
+
+    facts |= {"fused_sdpa_calls": CALLED["FusedSDPA"]}
+    asked = facts["settings"]["attention"]
+    if asked != "gaudi_fused_sdpa" or CALLED["FusedSDPA"]:
+        return []
+    return [f"model.attn_implementation: {asked} was asked for, and {facts['model_class']} never calls it: take eager, or null."]
 
 
 def _of_ranks(speech_trainer: Any, facts: Facts) -> list[str]:

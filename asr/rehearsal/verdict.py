@@ -127,15 +127,20 @@ def table(verdict: Mapping[str, Any], title: str) -> Table:
         row("path", ", ".join([*on, *([f"optimizer: {verdict['optimizer']}"] if "optimizer" in verdict else [])]))
     _add_graphs(row, verdict)
     if verdict["host_syncs_per_step"] is not None:
-        row("host syncs", f"{verdict['host_syncs_per_step']:.2g} a step")
+        first = verdict["host_syncs_in_first_step"]
+        row("host syncs", f"{verdict['host_syncs_per_step']:.2g} a step" + (f", {first} in the first" if first else ""))
         for sync in verdict["host_syncs"]:
             row("", f"{sync['op']} at {sync['where']}, {times(sync['times'])}")
     if verdict["padding_efficiency"] is not None:
-        row("batches", f"{100 * verdict['padding_efficiency']:.1f} % of the input was audio, the rest padding")
+        planned = verdict.get("planned_padding_efficiency")
+        whole = f"; of the whole job's {100 * planned:.1f} %, as planned" if planned else ""
+        row("batches", f"{100 * verdict['padding_efficiency']:.1f} % of the input was audio, the rest padding{whole}")
     if verdict.get("resumed"):
         row("resumed", f"largest weight difference {verdict['resumed']['largest_weight_difference']:g}")
     _add_changes(row, "smaller", verdict["shrunk"])
     _add_changes(row, "replaced", verdict["substitutions"])
+    for op, number in (verdict.get("dynamic_ops") or {}).items():
+        row("dynamic shapes", f"{op}, {times(number)} in training steps: the size of its result depends on data")
     for name, listed in (("costs time", verdict["warnings"]), ("would fail", verdict["failures"])):
         for number, each in enumerate(listed):
             row("" if number else name, each)
@@ -151,7 +156,7 @@ def _add_graphs(row: Any, verdict: Mapping[str, Any]) -> None:
         captured = ", captured as HPU graphs" if verdict[f"{phase}_graphs_captured"] else ""
         rest = {"train": "the loss and the update", "eval": "losses and tokens"}[phase]
         in_all = verdict[f"graphs_in_{name}"]["in_all"]
-        row(f"graphs, {name}", f"{count} would be compiled for {kind}{captured}; {in_all} pieces in all, with {rest}")
+        row(f"graphs, {name}", f"{count} for {kind}{captured}; {in_all} would be compiled in all, with {rest}")
         shapes, planned = verdict[f"{phase}_input_shapes"], verdict[f"planned_{phase}_shapes"]
         whole = f" (of the whole job's {len(planned)}: length, labels, rows {_listed(planned)})" if planned else ""
         row(f"shapes, {name}", f"{len(shapes)}: {_listed(shapes)}{whole}")

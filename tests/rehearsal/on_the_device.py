@@ -2,8 +2,10 @@
 
 import copy
 import io
+import itertools
 import random
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,7 @@ from asr.ctc_outputs import utterance_losses
 from asr.planning import Shape
 from asr.rehearsal import device, graphs, story
 from asr.rehearsal.recorder import STEP
+from asr.rehearsal.verdict import Facts
 
 HPU = torch.device("hpu")
 
@@ -31,6 +34,7 @@ def nothing_counted():
     device.load().forget_counts()
     graphs.seen.captured.clear()
     graphs.seen.uncaptured.clear()
+    graphs.seen.unfaithful.clear()
     with device.phase("here"):
         yield
 
@@ -87,6 +91,8 @@ OPS = {
     "out": lambda x: torch.add(x, 1, out=torch.empty(0, device=x.device)),
     "empty": lambda x: x[:0].sum() + torch.zeros((), device=x.device),
     "complex": lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(-1, 2)) * 2j).clone(),
+    "negated view": lambda x: torch._neg_view(x)[1:] * 2,
+    "conjugate": lambda x: torch.view_as_real(torch.fft.rfft(x).conj().resolve_conj()).clone(),
     "host number": lambda x: x * torch.tensor(3.0) + 2,
 }
 
@@ -297,6 +303,7 @@ def test_a_graphed_module_trains_as_it_does_without(accumulate):
     captured = graphs.seen.of("training")
     assert [each.shapes[0] for each in captured] == [(4, 20), (6, 20)]
     assert all(each.forward_ops and each.backward_ops and not each.frozen for each in captured)
+    assert graphs.seen.unfaithful == []
 
 
 def test_an_option_of_another_value_is_another_graph():
@@ -311,7 +318,8 @@ def test_shapes_past_the_last_graph_run_without_one():
     for rows in (2, 3, 4, 5, 4):
         module(inputs(rows).to(HPU))["logits"].sum().backward()
     assert len(graphs.seen.of("training")) == 2
-    assert graphs.seen.uncaptured == {((4, 20),): 2, ((5, 20),): 1}
+    assert graphs.seen.without("training") == {((4, 20),): 2, ((5, 20),): 1}
+    assert graphs.seen.without("inference") == {}
 
 
 def test_an_unused_parameter_fails_as_autograd_says():
@@ -363,6 +371,38 @@ def test_numbers_drawn_on_the_host_are_frozen_and_that_is_seen(generator):
     assert len(given) == 1
     (captured,) = graphs.seen.of("training")
     assert captured.frozen == (generator,)
+
+
+HIDDEN = {
+    "a generator of its own": lambda: np.random.default_rng().random(),
+    "a counter": partial(next, itertools.count(1)),
+    "torch's, another": partial(torch.rand, [], generator=torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("draw", HIDDEN)
+@pytest.mark.parametrize("graph", ["training", "inference"])
+def test_whatever_else_python_decides_shows_in_the_first_replay(draw, graph):
+    module = Drawing(HIDDEN[draw]).to(HPU).train(graph == "training")
+    module = hpu.ModuleCacher()(model=module) if graph == "training" else hpu.wrap_in_hpu_graph(module)
+    with torch.set_grad_enabled(graph == "training"):
+        for seed in range(3):
+            module(inputs(seed=seed).to(HPU))
+    assert graphs.seen.unfaithful == [(graph, ((3, 20),))]
+    (failure,) = story._of_graphs(graph)
+    assert "[3, 20]" in failure and "decides or counts in Python" in failure
+
+
+def test_a_branch_on_data_shows_in_the_first_replay():
+    class Branching(nn.Module):
+        def forward(self, data):
+            return data * 2 if data.sum() > 0 else data
+
+    module = hpu.wrap_in_hpu_graph(Branching().eval())
+    with torch.no_grad():
+        assert torch.equal(module(torch.ones(3, device=HPU)).cpu(), 2 * torch.ones(3))
+        module(torch.zeros(3, device=HPU) - 1)
+    assert graphs.seen.unfaithful == [("inference", ((3,),))]
 
 
 def test_numbers_drawn_to_no_effect_are_no_fault():
@@ -464,11 +504,30 @@ def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_p
     made.train()
     captured = [each.shapes[0] for each in graphs.seen.of("training")]
     assert len(captured) == MOST_GRAPHS
-    missed = [shapes[0] for shapes in graphs.seen.uncaptured]
+    missed = [shapes[0] for shapes in graphs.seen.without("training")]
     assert missed and not set(missed) & set(captured)
     (failure,) = story._of_graphs("training")
     assert all(str(list(shape)) in failure for shape in missed)
     assert "ran without one" in failure and "batching=buckets" in failure
+
+
+def test_fused_attention_is_called_where_it_is_asked_for(tmp_path):
+    from asr.rehearsal.kernels import CALLED
+
+    CALLED.clear()
+    attention = ["model.attn_implementation=gaudi_fused_sdpa", "trainer.args.max_steps=1", "trainer.args.save_strategy=no"]
+    made, _ = built(tmp_path, "topology=hpu1", *attention, model="wav2vec2_tiny")
+    made.train()
+    assert CALLED["FusedSDPA"] > 0
+    assert story._of_attention(made, facts_with("gaudi_fused_sdpa")) == []
+    CALLED.clear()
+    (failure,) = story._of_attention(made, facts_with("gaudi_fused_sdpa"))
+    assert failure.startswith("model.attn_implementation: gaudi_fused_sdpa was asked for, and Wav2Vec2ForCTC never calls it")
+    assert story._of_attention(made, facts_with("eager")) == []
+
+
+def facts_with(attention):
+    return Facts({"settings": {"attention": attention}, "model_class": "Wav2Vec2ForCTC"})
 
 
 # ---------------------------------------------------------------- what libraries find

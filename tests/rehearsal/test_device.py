@@ -56,6 +56,25 @@ def test_the_compiler_is_the_one_that_cxx_names(nothing_built, monkeypatch):
         device.check_host()
 
 
+def test_a_compiler_may_have_options(nothing_built, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -w")
+    device.check_host()
+    monkeypatch.setenv("CXX", "/bin/false -w")
+    with pytest.raises(ConfigError, match=r"by /bin/false -w: it ended with exit code 1"):
+        device.build()
+
+
+def test_lists_of_ops_for_autocast_are_read_or_missed(tmp_path, monkeypatch):
+    variable = "PT_HPU_AUTOCAST_FP32_OPS_LIST"
+    assert device._chosen(variable, ["exp"]) == ["exp"]
+    (tmp_path / "ops.txt").write_text("softmax\nlog\n")
+    monkeypatch.setenv(variable, str(tmp_path / "ops.txt"))
+    assert device._chosen(variable, ["exp"]) == ["softmax", "log"]
+    monkeypatch.setenv(variable, str(tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match=f"topology.environment: {variable}=.*none.txt can't be read"):
+        device._chosen(variable, ["exp"])
+
+
 def test_what_a_compiler_refuses_is_said_in_one_line(nothing_built, monkeypatch):
     broken = nothing_built / "c++"
     broken.write_text("#!/bin/sh\necho 'device.cpp:1: error: no such header' >&2\nexit 1\n")

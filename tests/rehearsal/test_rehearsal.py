@@ -55,7 +55,8 @@ def test_the_whole_hpu_path_of_an_experiment_for_eight_gaudis(rehearse, capsys):
     assert verdict["resumed"]["largest_weight_difference"] == 0
     assert verdict["resumed"]["steps"] > 0
     assert set(verdict["ran"]) == {"training", "saving", "evaluation", "resuming"}
-    assert [change["key"] for change in verdict["shrunk"]] == ["model", "trainer.args.num_train_epochs"]
+    shortened = [f"trainer.args.{name}" for name in ("num_train_epochs", "report_to", "save_strategy")]
+    assert [change["key"] for change in verdict["shrunk"]] == ["model", *shortened]
     assert verdict["substitutions"] == []
     for said in ("rehearsal of spoken_digits_ctc v1: passed", "graphs, training", "host syncs", "no claim"):
         assert said in done.out
@@ -127,6 +128,26 @@ def test_bad_data_is_no_verdict(launch, stand_in, tmp_path, capsys):
     assert "failed" in capsys.readouterr().out
 
 
+def test_a_cache_that_can_t_be_written_is_said(launch, tmp_path):
+    done = launch(tmp_path, "rehearse=true", *TINY, environment={"ASR_CACHE": "/dev/null/cache"})
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert not done.outputs
+
+
+def test_a_library_that_crashes_is_a_finding_and_a_stop_is_none(tmp_path):
+    """As the supervising parent reports them: 128 plus the signal."""
+    from asr.rehearsal import start, verdict
+    from asr.stops import End
+
+    assert {128 + number for number in start.CRASHES} == {139, 134, 135, 136, 132}
+    (tmp_path / "ranks").mkdir()
+    found = verdict.conclude(tmp_path, error="the worker was killed by SIGSEGV", combinations=[], sizes=[], substitutions=[])
+    assert found["failures"] == ["starting failed: the worker was killed by SIGSEGV."]
+    assert not found["passed"]
+    assert End(143).exit_code - 128 not in start.CRASHES
+
+
 def test_nothing_to_rehearse_is_said(launch, stand_in, tmp_path):
     done = launch(tmp_path, "rehearse=true", "stages=[prepare]")
     assert done.code == 2
@@ -172,6 +193,7 @@ def test_two_ranks_that_fail_say_why(rehearse):
         pytest.param(["trainer.engine=transformers", "gaudi_config=default", "trainer.args.bf16=true"], id="transformers' own trainer"),
         pytest.param(["trainer.args.eval_strategy=epoch", "trainer.args.load_best_model_at_end=true"], id="the best model is loaded"),
         pytest.param(["model=wav2vec2_tiny", *GRAPHS, "model.mask_time_prob=0.1"], id="a waveform model, graphs"),
+        pytest.param(["model=wav2vec2_tiny", "model.attn_implementation=gaudi_fused_sdpa"], id="fused attention"),
         pytest.param(["batching=longest"], id="dynamic padding"),
         pytest.param(["batching=fixed", "batching.seconds=5", "batching.labels=50"], id="the published padding"),
         pytest.param(["trainer.args.dataloader_num_workers=2", "augment.speed_factors=[0.9,1.0,1.1]"], id="loader workers, augmentation"),

@@ -138,6 +138,8 @@ def test_the_default_experiment():
             "2 layers of width 32, 4 heads, feed-forward of width 64",
         ),
         "trainer.args.num_train_epochs": ("4 epochs", "a few steps"),
+        "trainer.args.report_to": (["tensorboard"], []),
+        "trainer.args.save_strategy": ("saves by epoch, evaluates by no", "once, in the middle"),
     }
     asked = composed()
     for node in ("dataset", "text", "vocabulary", "augment", "batching", "gaudi_config", "seed", "stages"):

@@ -1,6 +1,6 @@
 """One rank's part of a rehearsal: train, evaluate, save and resume on the stand-in device, and write down what happened.
 
-In: a run whose configuration was shrunk. Out: rehearsal.json, by the first rank, complete as far as it came.
+In: a run whose configuration was shrunk. Out: the first rank's facts, complete as far as it came.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import hashlib
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asr import experiment, trainer
+from asr import experiment
 from asr.errors import AsrError
 from asr.pipeline import Pipeline
 from asr.ranks import Rank
 from asr.rehearsal.sampling import FewBatches
-from asr.rehearsal.verdict import Facts, times
+from asr.rehearsal.verdict import Facts
 from asr.runs import Run
 
 log = logging.getLogger(__name__)
@@ -53,11 +52,12 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
     from asr.rehearsal import device
 
     device.load()  # before anyone asks torch for an accelerator, which it finds out once; Intel's plugin comes with `import torch` itself
-    first = _built(pipeline, run)
-    facts |= _described(first)
-    log.info("trainer: %s on %s, the stand-in", facts["trainer_class"], first.args.device)
-
+    from asr.rehearsal import findings
     from asr.rehearsal.recorder import Recorder
+
+    first = _built(pipeline, run)
+    facts |= findings.described(first)
+    log.info("trainer: %s on %s, the stand-in", facts["trainer_class"], first.args.device)
 
     trains = "train" in pipeline.stages
     on_the_way = first.args.eval_strategy != "no"
@@ -65,20 +65,20 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
     if trains:
         facts.doing = "training"
         measured = experiment.train(first, run, rank)
-        facts |= {"optimizer": _name(first.optimizer), **_of_training(first, recorder, measured)}
+        facts |= {"optimizer": findings.class_name(first.optimizer), **findings.of_training(first, recorder, measured)}
         facts.ran(
             training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model"
         )
-        facts.failures += _of_graphs("training")
-        facts.warnings += [*_splits("training", recorder.captured_syncs), *_merged(facts, "train")]
+        facts.failures += findings.what_graphs_do_wrong("training")
+        facts.warnings += [*findings.what_splits_graphs("training", recorder.captured_syncs), *findings.what_shares_a_graph(facts, "train")]
     if "evaluate" in pipeline.stages:
         facts.doing = "evaluating"
         measured = experiment.evaluate(first)
-        facts |= _of_evaluation(first, measured)
+        facts |= findings.of_evaluation(first, measured)
         facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
-        facts.failures += _of_graphs("inference")
-        facts.warnings += [*_splits("inference", Counter()), *_merged(facts, "eval")]
-    facts.failures += _of_attention(first, facts)
+        facts.failures += findings.what_graphs_do_wrong("inference")
+        facts.warnings += [*findings.what_splits_graphs("inference", Counter()), *findings.what_shares_a_graph(facts, "eval")]
+    facts.failures += findings.what_attention_is_not_called(first, facts)
     if first.args.world_size > 1:
         facts.doing = "comparing ranks"
         facts.failures += _of_ranks(first, facts)
@@ -99,198 +99,22 @@ def _built(pipeline: Pipeline, run: Run) -> Any:
     return speech_trainer
 
 
-def _described(speech_trainer: Any) -> Mapping[str, Any]:
-    """Return what runs, as the trainer itself says it."""
-    import torch.distributed
-
-    from asr.rehearsal import hccl
-
-    hccl.register()  # one rank alone has no reason to; with several accelerate has asked for it
-    args, model = speech_trainer.args, speech_trainer.accelerator.unwrap_model(speech_trainer.model)
-    group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
-    gaudi_config = getattr(speech_trainer, "gaudi_config", None)
-    return {
-        "device": args.device.type,
-        "backend": torch.distributed.Backend.default_device_backend_map["hpu"],
-        "process_group": group,
-        "world_size": args.world_size,
-        "trainer_class": trainer.class_path(speech_trainer),
-        "model_class": type(model).__mro__[0].__name__,
-        "settings": {
-            "use_habana": getattr(args, "use_habana", None),
-            "use_lazy_mode": getattr(args, "use_lazy_mode", None),
-            "autocast": "bfloat16" if getattr(speech_trainer, "use_hpu_amp", False) or args.bf16 else None,
-            "fused_adam": bool(gaudi_config and gaudi_config.use_fused_adam),
-            "fused_clip_norm": bool(gaudi_config and gaudi_config.use_fused_clip_norm and args.max_grad_norm),
-            "attention": model.config._attn_implementation,
-            "training_graphs": bool(getattr(args, "use_hpu_graphs_for_training", False)),
-            "inference_graphs": bool(getattr(args, "use_hpu_graphs_for_inference", False)),
-            "distribution_strategy": getattr(args, "distribution_strategy", None) if args.world_size > 1 else None,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        },
-    }
-
-
-def _name(optimizer: Any) -> str:
-    return type(getattr(optimizer, "optimizer", optimizer)).__name__
-
-
-def _of_training(speech_trainer: Any, recorder: Any, measured: Mapping[str, Any]) -> Mapping[str, Any]:
-    from asr.rehearsal import device
-    from asr.rehearsal.recorder import STEP, UPDATE, count_graphs
-
-    counted = count_graphs("training", STEP)
-    syncs = device.events("sync", STEP, UPDATE)
-    where = [{"op": op, "where": place, "times": number} for (op, place), number in recorder.syncs.most_common()]
-    if syncs.total() > recorder.syncs.total():
-        where.append({"op": "others", "where": "C++ (DDP, or the backward pass)", "times": syncs.total() - recorder.syncs.total()})
-    later = max(recorder.steps - 1, 1)  # the first sets things up: DDP asks how its buckets are to be
-    return {
-        "train_graphs": counted["model"],
-        "train_graphs_captured": counted["captured"],
-        "graphs_in_training": {
-            "forward_backward": counted["recorded"],
-            "update": len(device.graphs(UPDATE)),
-            "in_all": len(device.graphs(STEP, UPDATE)),
-        },
-        "train_input_shapes": _shapes(speech_trainer, "train"),
-        "planned_train_shapes": _planned(speech_trainer, "train"),
-        "num_train_shapes": measured["num_train_shapes"],
-        "steps": recorder.steps,
-        "host_syncs_per_step": (syncs.total() - recorder.first_syncs) / later if recorder.steps > 1 else float(syncs.total()),
-        "host_syncs_in_first_step": recorder.first_syncs,
-        "host_syncs": where,
-        "dynamic_ops": dict(device.events("dynamic", STEP, UPDATE)),
-        "padding_efficiency": measured["padding_efficiency"],
-        "planned_padding_efficiency": speech_trainer.batching.planned_efficiency.get("train"),
-        "losses": recorder.losses,
-    }
-
-
-def _of_evaluation(speech_trainer: Any, measured: Mapping[str, Any]) -> Mapping[str, Any]:
-    from asr.rehearsal import device
-    from asr.rehearsal.recorder import EVALUATION, SCORING, count_graphs
-
-    counted = count_graphs("inference", EVALUATION)
-    facts = {
-        "eval_graphs": counted["model"],
-        "eval_graphs_captured": counted["captured"],
-        "graphs_in_evaluation": {
-            "forward": counted["recorded"],
-            "scoring": len(device.graphs(SCORING)),
-            "in_all": len(device.graphs(EVALUATION, SCORING)),
-        },
-        "eval_input_shapes": _shapes(speech_trainer, "eval"),
-        "planned_eval_shapes": _planned(speech_trainer, "eval"),
-        "num_eval_shapes": measured["num_eval_shapes"],
-    }
-    return facts if "train" in speech_trainer.batching.planned else facts | {"padding_efficiency": measured["eval_padding_efficiency"]}
-
-
-def _shapes(speech_trainer: Any, phase: str) -> list[list[int]]:
-    """Return the shapes that went through forward: inputs', then labels'."""
-    return sorted(list(shape) for shape in speech_trainer.forwarded[phase].shapes)
-
-
-def _planned(speech_trainer: Any, phase: str) -> list[list[int]]:
-    """Return length, labels and rows of the whole job's shapes, as they were planned."""
-    return [list(shape) for shape in speech_trainer.batching.planned.get(phase, ())]
-
-
-def _of_graphs(kind: str) -> list[str]:
-    """Return what HPU graphs of a kind would do wrong."""
-    from asr.rehearsal import graphs
-
-    found = []
-    frozen = [captured for captured in graphs.seen.of(kind) if captured.frozen]
-    if frozen:
-        drawn = ", ".join(sorted({name for captured in frozen for name in captured.frozen}))
-        shapes, named = _listed(captured.shapes for captured in frozen), "graph" if len(frozen) == 1 else "graphs"
-        found.append(
-            f"{len(frozen)} {kind} {named} of input shapes {shapes} froze what forward drew on the host ({drawn}): "
-            "every replay repeats it. Draw it with the batch and pass it as a tensor."
-        )
-    frozen_shapes = [captured.shapes for captured in frozen]
-    unfaithful = [shapes for of, shapes in graphs.seen.unfaithful if of == kind and shapes not in frozen_shapes]
-    if unfaithful:
-        found.append(
-            f"a replay of the {kind} graph of input shapes {_listed(unfaithful)} gives something else than forward itself: the capture "
-            "froze what forward decides or counts in Python, such as a branch on a value of its input."
-        )
-    without = graphs.seen.without(kind)
-    if kind == "training" and without:
-        found.append(
-            f"a training graph over changing shapes: {len(graphs.seen.of(kind))} are kept, and input shapes "
-            f"{_listed(without)} ran without one, {times(sum(without.values()))}. "
-            "Choose batching=buckets or fixed, or fewer shapes."
-        )
-    return found
-
-
-def _splits(kind: str, located: Counter[tuple[str, str]]) -> list[str]:
-    """Return what splits HPU graphs of a kind, which costs time and is no failure
-    (https://docs.habana.ai/en/latest/PyTorch/Model_Optimization_PyTorch/HPU_Graphs_Training.html, "Limitations")."""
-    from asr.rehearsal import device, graphs
-    from asr.rehearsal.recorder import EVALUATION, STEP
-
-    phase = {"training": STEP, "inference": EVALUATION}[kind]
-    syncs = Counter({f"{op} at {where}": times for (op, where), times in located.items()}) or device.events("sync_in_capture", phase)
-    found = []
-    if kind == "inference" and (without := graphs.seen.without(kind)):
-        found.append(f"{len(without)} of the evaluation's shapes ran without a graph: max_hpu_graphs keeps {len(graphs.seen.of(kind))}.")
-    for ops, reason in (
-        (syncs, "asks for a value on the host; where Python branches on it, the branch that was captured stays"),
-        (device.events("dynamic_in_capture", phase), "gives a result whose size depends on data"),
-    ):
-        found += [f"{op} splits {kind} graphs, {times(number)}: it {reason}." for op, number in ops.items()]
-    return found
-
-
-def _merged(facts: Facts, phase: str) -> list[str]:
-    """Say where fewer graphs than shapes were recorded: what several batches computed is one, for nobody ended it."""
-    graphs, shapes = facts[f"{phase}_graphs"], facts[f"num_{phase}_shapes"]
-    if graphs >= shapes or not facts["settings"]["use_lazy_mode"]:
-        return []
-    return [f"{shapes} shapes made {graphs} graphs ({phase}): nobody calls mark_step between batches, so that several share a graph."]
-
-
-def _listed(inputs: Iterable[Sequence[Sequence[int]]]) -> str:
-    """Return the shape of each forward's first tensor, its input."""
-    return ", ".join(str(list(shapes[0])) for shapes in inputs)
-
-
-def _of_attention(speech_trainer: Any, facts: Facts) -> list[str]:
-    """Say where fused attention was asked for and the model has its own: it takes the name and keeps to itself."""
-    from asr.rehearsal.kernels import CALLED
-
-    facts |= {"fused_sdpa_calls": CALLED["FusedSDPA"]}
-    asked = facts["settings"]["attention"]
-    if asked != "gaudi_fused_sdpa" or CALLED["FusedSDPA"]:
-        return []
-    return [f"model.attn_implementation: {asked} was asked for, and {facts['model_class']} never calls it: take eager, or null."]
-
-
 def _of_ranks(speech_trainer: Any, facts: Facts) -> list[str]:
     """Compare the weights of all ranks; every rank has to call it."""
+    import torch
     from accelerate.utils import gather_object
 
     from asr.rehearsal.recorder import weights
 
     sums = hashlib.sha256()
     for name, tensor in sorted(weights(speech_trainer).items()):
-        sums.update(name.encode() + tensor.contiguous().view(-1).view(dtype=_bytes()).numpy().tobytes())
+        sums.update(name.encode() + tensor.contiguous().view(-1).view(dtype=torch.uint8).numpy().tobytes())
     each = gather_object([sums.hexdigest()])
     facts |= {"ranks_equal": len(set(each)) == 1}
     found = [] if facts["ranks_equal"] else [f"the {len(each)} ranks ended with different weights: their gradients weren't averaged."]
     if facts["process_group"] != "hccl":
         found.append(f"the ranks meet over {facts['process_group']}, not hccl.")
     return found
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
 
 
 def _resumed(pipeline: Pipeline, run: Run, first: Any, recorder: Any, facts: Facts) -> list[str]:

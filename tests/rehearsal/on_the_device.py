@@ -21,7 +21,7 @@ from torch.nn import functional
 from asr.batching import MOST_GRAPHS, Batches, Fixed, Slot
 from asr.ctc_outputs import utterance_losses
 from asr.planning import Shape
-from asr.rehearsal import device, graphs, story
+from asr.rehearsal import device, findings, graphs
 from asr.rehearsal.recorder import STEP
 from asr.rehearsal.verdict import Facts
 
@@ -389,7 +389,7 @@ def test_whatever_else_python_decides_shows_in_the_first_replay(draw, graph):
         for seed in range(3):
             module(inputs(seed=seed).to(HPU))
     assert graphs.seen.unfaithful == [(graph, ((3, 20),))]
-    (failure,) = story._of_graphs(graph)
+    (failure,) = findings.what_graphs_do_wrong(graph)
     assert "[3, 20]" in failure and "decides or counts in Python" in failure
 
 
@@ -487,13 +487,13 @@ def test_masks_drawn_with_the_batch_vary_under_a_training_graph(six_steps_at_no_
     losses = six_steps_at_no_learning_rate(masks_with_the_batch=True)
     assert len(set(losses)) == 6
     assert len(graphs.seen.of("training")) == 1
-    assert story._of_graphs("training") == []
+    assert findings.what_graphs_do_wrong("training") == []
 
 
 def test_masks_drawn_in_forward_are_frozen_by_a_training_graph_and_that_is_said(six_steps_at_no_learning_rate):
     losses = six_steps_at_no_learning_rate(masks_with_the_batch=False)
     assert len(losses) == 6 and len(set(losses)) == 1
-    (failure,) = story._of_graphs("training")
+    (failure,) = findings.what_graphs_do_wrong("training")
     (captured,) = graphs.seen.of("training")
     said = f"1 training graph of input shapes {list(captured.shapes[0])} froze what forward drew on the host (numpy.random):"
     assert failure.startswith(said)
@@ -506,7 +506,7 @@ def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_p
     assert len(captured) == MOST_GRAPHS
     missed = [shapes[0] for shapes in graphs.seen.without("training")]
     assert missed and not set(missed) & set(captured)
-    (failure,) = story._of_graphs("training")
+    (failure,) = findings.what_graphs_do_wrong("training")
     assert all(str(list(shape)) in failure for shape in missed)
     assert "ran without one" in failure and "batching=buckets" in failure
 
@@ -519,11 +519,11 @@ def test_fused_attention_is_called_where_it_is_asked_for(tmp_path):
     made, _ = built(tmp_path, "topology=hpu1", *attention, model="wav2vec2_tiny")
     made.train()
     assert CALLED["FusedSDPA"] > 0
-    assert story._of_attention(made, facts_with("gaudi_fused_sdpa")) == []
+    assert findings.what_attention_is_not_called(made, facts_with("gaudi_fused_sdpa")) == []
     CALLED.clear()
-    (failure,) = story._of_attention(made, facts_with("gaudi_fused_sdpa"))
+    (failure,) = findings.what_attention_is_not_called(made, facts_with("gaudi_fused_sdpa"))
     assert failure.startswith("model.attn_implementation: gaudi_fused_sdpa was asked for, and Wav2Vec2ForCTC never calls it")
-    assert story._of_attention(made, facts_with("eager")) == []
+    assert findings.what_attention_is_not_called(made, facts_with("eager")) == []
 
 
 def facts_with(attention):

@@ -53,7 +53,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def stand_in(own_cache: Path) -> Path:
+def cpu_torch() -> None:
+    """Skip where torch is built for another device, which rehearsals refuse."""
+    from asr.rehearsal import device
+
+    if [name for name in ("cuda", "hip", "xpu") if device.torch_builds().get(name)]:
+        pytest.skip("needs torch's CPU build; README says where an index has it")
+
+
+@pytest.fixture(scope="session")
+def stand_in(own_cache: Path, cpu_torch: None) -> Path:
     """The stand-in device, compiled once for all test processes and the next test run too, where the cache of this one has it."""
     from asr.rehearsal import device
 

@@ -28,7 +28,7 @@ class Place:
     launcher: str = "torchrun"
     has_launcher: bool = True
 
-    def check_host(self) -> None:
+    def check_host(self, *, has_devices: bool = True) -> None:
         """This host has whatever it takes."""
 
 

@@ -64,7 +64,7 @@ def check_host() -> None:
 
 
 def _check_tools() -> None:
-    others = [name for name in ("cuda", "hip", "xpu") if _torch_builds().get(name)]
+    others = [name for name in ("cuda", "hip", "xpu") if torch_builds().get(name)]
     if others:
         raise ConfigError(
             f"needs torch's CPU build; the installed torch {version('torch')} is built for {others[0]}, whose device would be taken "
@@ -148,7 +148,7 @@ def _torch_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _torch_builds() -> dict[str, Any]:
+def torch_builds() -> dict[str, Any]:
     """Return what torch/version.py says: cuda, hip and xpu are None in a CPU build."""
     said: dict[str, Any] = {}
     for node in ast.parse((_torch_folder() / "version.py").read_text(encoding="utf-8")).body:

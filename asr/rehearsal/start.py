@@ -6,6 +6,7 @@ In: a composed configuration. Out: a run with rehearsal.json, the verdict on the
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,21 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 
 
 def check(composed: Mapping[str, Any]) -> Pipeline:
-    """Raise ConfigError for an experiment that can't be rehearsed, or not on this host; return what would be."""
-    device.check_host()
-    smaller = Pipeline.of(shrink(composed).config)
-    if not smaller.dry_run:
-        smaller.check_host()
-    return smaller
+    """Raise ConfigError for an experiment that can't be rehearsed, or not on this host; return what would be.
+
+    A dry run, which needs no device, says on stderr what would be replaced, and what can't go together.
+    """
+    smaller = shrink(composed)
+    rehearsed = Pipeline.of(smaller.config)
+    if not rehearsed.dry_run:
+        device.check_host()
+        rehearsed.check_host()
+        return rehearsed
+    for change in smaller.substitutions:
+        print(f"replaced: {change.key}: {change.asked} -> {change.rehearsed}; {change.why}", file=sys.stderr)
+    for problem in _combinations(composed, {change.key for change in smaller.substitutions}):
+        print(f"warning: {problem}", file=sys.stderr)
+    return rehearsed
 
 
 def _combinations(composed: Mapping[str, Any], replaced: Collection[str]) -> list[str]:

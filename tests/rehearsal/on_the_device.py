@@ -405,6 +405,18 @@ def test_a_branch_on_data_shows_in_the_first_replay():
     assert graphs.seen.unfaithful == [("inference", ((3,),))]
 
 
+def test_what_is_no_number_equals_what_is_none():
+    class Dividing(nn.Module):
+        def forward(self, data):
+            return {"ratio": data / data, "small": data < 1}
+
+    module = hpu.wrap_in_hpu_graph(Dividing().eval())
+    with torch.no_grad():
+        for _ in range(3):
+            assert module(torch.zeros(3, device=HPU))["ratio"].cpu().isnan().all()
+    assert graphs.seen.unfaithful == []
+
+
 def test_numbers_drawn_to_no_effect_are_no_fault():
     module = hpu.ModuleCacher()(model=Drawing(np.random.random, used=False).to(HPU).train())
     np.random.seed(1)

@@ -35,7 +35,7 @@ def test_outside_a_rehearsal_there_is_no_habana_frameworks():
 
 
 @pytest.fixture
-def nothing_built(tmp_path, monkeypatch):
+def nothing_built(cpu_torch, tmp_path, monkeypatch):
     monkeypatch.setenv("ASR_CACHE", str(tmp_path / "cache"))
     return tmp_path
 

@@ -104,8 +104,10 @@ def test_an_experiment_whose_model_can_t_be_shrunk_is_refused(launch, stand_in, 
 
 
 def test_a_dry_run_of_a_rehearsal_shows_its_command(launch, tmp_path):
-    done = launch(tmp_path, *TWO, "dry_run=true")
+    done = launch(tmp_path, *TWO, "topology=hpu8_deepspeed", "model.layerdrop=0.5", "dry_run=true", GRAPHS[0], environment={"CXX": "none"})
     assert done.code == 0, done.err
+    assert "replaced: topology.deepspeed: ZeRO stage 2 -> DDP" in done.err
+    assert "warning: model.layerdrop" in done.err
     assert "asr/rehearsal/stand_in" in done.out
     assert "--nproc-per-node=2" in done.out
     assert not (tmp_path / "run" / "rehearsal.json").exists()
@@ -128,7 +130,7 @@ def test_bad_data_is_no_verdict(launch, stand_in, tmp_path, capsys):
     assert "failed" in capsys.readouterr().out
 
 
-def test_a_cache_that_can_t_be_written_is_said(launch, tmp_path):
+def test_a_cache_that_can_t_be_written_is_said(launch, cpu_torch, tmp_path):
     done = launch(tmp_path, "rehearse=true", *TINY, environment={"ASR_CACHE": "/dev/null/cache"})
     assert done.code == 2
     assert "Traceback" not in done.err

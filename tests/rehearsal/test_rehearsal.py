@@ -113,23 +113,6 @@ def test_a_dry_run_of_a_rehearsal_shows_its_command(launch, tmp_path):
     assert not (tmp_path / "run" / "rehearsal.json").exists()
 
 
-def test_bad_data_is_no_verdict(launch, stand_in, tmp_path, capsys):
-    """Every header is sound and no file can be decoded: found out in training."""
-    for split in ("train", "test"):
-        for number in range(3):
-            path = sound(tmp_path / "corpus" / split / f"{number}.flac", 1.0)
-            whole = path.read_bytes()
-            path.write_bytes(whole[:200] + bytes(len(whole) - 200))
-            path.with_suffix(".txt").write_text("ab cd")
-    folder = ["dataset=folder", f"dataset.root={tmp_path / 'corpus'}", "dataset.on_bad=drop"]
-    done = launch(tmp_path, "rehearse=true", "topology=hpu1", "hydra.run.dir=run", *folder)
-    assert done.code == 3, done.err
-    assert "no utterance of the training split could be decoded" in done.err.splitlines()[-1]
-    assert "Traceback" not in done.err
-    cli.commands(["show", str(tmp_path / "run")], standalone_mode=False)
-    assert "failed" in capsys.readouterr().out
-
-
 def test_a_cache_that_can_t_be_written_is_said(launch, cpu_torch, tmp_path):
     done = launch(tmp_path, "rehearse=true", *TINY, environment={"ASR_CACHE": "/dev/null/cache"})
     assert done.code == 2
@@ -177,6 +160,24 @@ def test_two_ranks_over_hccl_end_with_equal_weights(rehearse, launcher, strategy
     if graphs:
         assert verdict["train_graphs"] == verdict["num_train_shapes"]
     assert {"key": "topology.world_size", "asked": 8, "rehearsed": 2}.items() <= verdict["shrunk"][1].items()
+
+
+@pytest.mark.slow
+def test_bad_data_is_no_verdict(launch, stand_in, tmp_path, capsys):
+    """Every header is sound and no file can be decoded: found out in training."""
+    for split in ("train", "test"):
+        for number in range(3):
+            path = sound(tmp_path / "corpus" / split / f"{number}.flac", 1.0)
+            whole = path.read_bytes()
+            path.write_bytes(whole[:200] + bytes(len(whole) - 200))
+            path.with_suffix(".txt").write_text("ab cd")
+    folder = ["dataset=folder", f"dataset.root={tmp_path / 'corpus'}", "dataset.on_bad=drop"]
+    done = launch(tmp_path, "rehearse=true", "topology=hpu1", "hydra.run.dir=run", *folder)
+    assert done.code == 3, done.err
+    assert "no utterance of the training split could be decoded" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    cli.commands(["show", str(tmp_path / "run")], standalone_mode=False)
+    assert "failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

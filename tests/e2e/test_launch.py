@@ -170,6 +170,7 @@ def test_a_sweep_runs_each_job_in_its_own_directory_and_process(launch, tmp_path
     assert "trainer:" in (jobs[1] / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_job_that_fails(launch, tmp_path):
     grid = "batching=longest", "trainer.args.dataloader_drop_last=true", "trainer.args.per_device_train_batch_size=64,8"
     done = launch(tmp_path, "-m", *SHORT, *grid, "hydra.sweep.dir=s")

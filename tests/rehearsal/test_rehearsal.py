@@ -73,22 +73,6 @@ def test_the_whole_hpu_path_of_an_experiment_for_eight_gaudis(rehearse, capsys):
     assert "rehearsal finished" in shown
 
 
-def test_what_would_fail_is_reported_and_the_exit_code_says_so(rehearse):
-    """Eight cards, training graphs, DDP and LayerDrop: rules say why not, and the path fails where they say."""
-    arguments = [*ONE, "topology=hpu8", "topology.world_size=1", GRAPHS[0], "model.layerdrop=0.9", "batching=longest"]
-    done, verdict = rehearse(*arguments)
-    assert done.code == 1
-    assert not verdict["passed"]
-    combinations = [failure.partition(":")[0] for failure in verdict["failures"]]
-    assert {"model.layerdrop", "batching"} <= set(combinations)
-    ran = next(failure for failure in verdict["failures"] if failure.startswith("training failed"))
-    assert "not have been used in the graph" in ran
-    assert "Traceback" not in done.out
-    assert "would fail" in done.out
-    assert "rehearsal.json" in done.err.splitlines()[-1]
-    assert json.loads((done.cwd / "run" / "run.json").read_text())["status"] == "failed"
-
-
 def test_an_experiment_whose_model_can_t_be_shrunk_is_refused(launch, stand_in, tmp_path):
     (tmp_path / "ours.py").write_text(
         "from dataclasses import dataclass\n\n@dataclass(kw_only=True)\nclass Model:\n    size: int = 3\n"
@@ -160,6 +144,23 @@ def test_two_ranks_over_hccl_end_with_equal_weights(rehearse, launcher, strategy
     if graphs:
         assert verdict["train_graphs"] == verdict["num_train_shapes"]
     assert {"key": "topology.world_size", "asked": 8, "rehearsed": 2}.items() <= verdict["shrunk"][1].items()
+
+
+@pytest.mark.slow
+def test_what_would_fail_is_reported_and_the_exit_code_says_so(rehearse):
+    """Eight cards, training graphs, DDP and LayerDrop: rules say why not, and the path fails where they say."""
+    arguments = [*ONE, "topology=hpu8", "topology.world_size=1", GRAPHS[0], "model.layerdrop=0.9", "batching=longest"]
+    done, verdict = rehearse(*arguments)
+    assert done.code == 1
+    assert not verdict["passed"]
+    combinations = [failure.partition(":")[0] for failure in verdict["failures"]]
+    assert {"model.layerdrop", "batching"} <= set(combinations)
+    ran = next(failure for failure in verdict["failures"] if failure.startswith("training failed"))
+    assert "not have been used in the graph" in ran
+    assert "Traceback" not in done.out
+    assert "would fail" in done.out
+    assert "rehearsal.json" in done.err.splitlines()[-1]
+    assert json.loads((done.cwd / "run" / "run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.slow

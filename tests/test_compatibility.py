@@ -163,6 +163,7 @@ def test_an_absent_habana_frameworks_is_said(monkeypatch):
         asked(HPU).check_compatible()
 
 
+@pytest.mark.optimum_habana
 def test_a_rehearsal_needs_no_habana_frameworks_and_is_not_stopped(monkeypatch):
     monkeypatch.setattr(gaudi, "habana_is_installed", lambda: False)
     pipeline = replace(asked(EAGER, *TINY, "model.layerdrop=0.1", use_hpu_graphs_for_training=True), rehearse=True)

@@ -73,6 +73,7 @@ def conclude(
     handed.unlink(missing_ok=True)
     doing = facts.pop("doing")
     failures = [*combinations, *facts.pop("failures")]
+    facts["input_shapes"] = {phase: facts.pop(f"{phase}_input_shapes", None) for phase in ("train", "eval")}
     if error is not None:
         failures.append(f"{doing or 'ending'} failed: {error.partition(LAST_LINES)[0].strip().rstrip('.')}.")
     verdict = {
@@ -89,10 +90,7 @@ def conclude(
     return verdict
 
 
-_ALWAYS = (
-    "device backend trainer_class model_class train_graphs eval_graphs train_input_shapes eval_input_shapes "
-    "host_syncs_per_step padding_efficiency"
-).split()
+_ALWAYS = "device backend trainer_class model_class train_graphs eval_graphs input_shapes host_syncs_per_step padding_efficiency".split()
 """Keys that rehearsal.json always has; null for what the rehearsal didn't come to."""
 
 
@@ -157,7 +155,7 @@ def _add_graphs(row: Any, verdict: Mapping[str, Any]) -> None:
         rest = {"train": "the loss and the update", "eval": "losses and tokens"}[phase]
         in_all = verdict[f"graphs_in_{name}"]["in_all"]
         row(f"graphs, {name}", f"{count} for {kind}{captured}; {in_all} would be compiled in all, with {rest}")
-        shapes, planned = verdict[f"{phase}_input_shapes"], verdict[f"planned_{phase}_shapes"]
+        shapes, planned = verdict["input_shapes"][phase], verdict[f"planned_{phase}_shapes"]
         whole = f" (of the whole job's {len(planned)}: length, labels, rows {_listed(planned)})" if planned else ""
         row(f"shapes, {name}", f"{len(shapes)}: {_listed(shapes)}{whole}")
 

@@ -47,8 +47,8 @@ def test_the_whole_hpu_path_of_an_experiment_for_eight_gaudis(rehearse, capsys):
     assert 1 < verdict["num_train_shapes"] <= 3
     assert verdict["train_graphs"] == verdict["train_graphs_captured"] == verdict["num_train_shapes"]  # and no more
     assert verdict["eval_graphs"] == verdict["eval_graphs_captured"] == verdict["num_eval_shapes"]
-    assert {len(shape) for shape in verdict["train_input_shapes"]} == {5}  # rows, frames, features; rows, labels
-    assert [shape[1] for shape in verdict["train_input_shapes"]] == sorted(shape[0] for shape in verdict["planned_train_shapes"])
+    assert {len(shape) for shape in verdict["input_shapes"]["train"]} == {5}  # rows, frames, features; rows, labels
+    assert [shape[1] for shape in verdict["input_shapes"]["train"]] == sorted(shape[0] for shape in verdict["planned_train_shapes"])
     assert verdict["host_syncs_per_step"] == 0, verdict["host_syncs"]
     assert 0 < verdict["padding_efficiency"] <= 1
     assert len(verdict["losses"]) == 2 * verdict["steps"]

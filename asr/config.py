@@ -104,6 +104,9 @@ class Config:
     """Seeds weights, data order and dropout; the corpus has a seed of its own."""
     stages: list[str] = field(default_factory=lambda: ["train", "evaluate"])
     """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
+    resume: str = choice("never", "never", "auto")
+    """auto goes on with an unfinished run: the one in hydra.run.dir where that is given, else the newest of the same experiment and
+    configuration. One that has finished is left alone, and where there is none a new one begins."""
     dry_run: bool = False
     """Shows the command and the environment that would be started, and writes them into the run; needs no device, data or network."""
     rehearse: bool = False

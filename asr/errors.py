@@ -36,6 +36,14 @@ class DataError(AsrError):
     exit_code = 3
 
 
+class CheckpointError(AsrError):
+    """A checkpoint can't be written or read: names the file."""
+
+
+class TrainingError(AsrError):
+    """Training can't go on: numbers gone bad, memory that doesn't suffice, a process that was killed. Names the step and the mend."""
+
+
 class LaunchError(AsrError):
     """The processes of a run can't be started or don't find each other."""
 

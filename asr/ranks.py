@@ -169,9 +169,7 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
     os.close(out_write)
     os.close(end_write)
     adopt_orphans()
-    record = RankRecord(rank.number, pid=child)
-    record.write(run_dir)
-    return _Guard(run_dir, record, out_read, stop_seconds).watch(end_read)
+    return _Guard(run_dir, RankRecord(rank.number, pid=child), out_read, stop_seconds).watch(end_read)
 
 
 class _Guard:
@@ -184,6 +182,7 @@ class _Guard:
         self.kill_at = float("inf")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: self.stop(n, by="signal"))
+        record.write(run_dir)  # listening already: who reads it may end this process, and a last record is due
 
     def watch(self, end: int) -> int:
         """Return the rank's exit code once it has ended and its record is written; `end` is where it says why."""

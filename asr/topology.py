@@ -60,6 +60,8 @@ class Topology:
     """Whose output the terminal shows; run.log has everybody's."""
     stop_seconds: float = bounded(10.0, at_least=0)
     """How long a rank that was asked to stop may take before it is killed."""
+    preempt_seconds: float = bounded(120.0, at_least=0)
+    """How long ranks have, after SIGTERM or SIGUSR1 to the parent, to end their step and save a checkpoint before they are killed."""
     join_seconds: float = bounded(3600.0, above=0)
     """How long a server waits for the others to start and prepare."""
     node_timeout_seconds: float = bounded(60.0, above=0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asr import argument_checks, engines, metrics
 from asr.batching import Batching, Buckets
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
-from asr.config import free_form
+from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError, did_you_mean
 
@@ -45,6 +45,22 @@ class CTCTraining:
     """Any field of the engine's TrainingArguments, by its own name; names of transformers 4.55 and 5 both serve."""
     eval_metrics: list[str] = field(default_factory=lambda: ["wer", "cer"])
     """wer, cer, mer, or the .py file of another evaluate module."""
+    max_hours: float | None = bounded(None, above=0)
+    """Saves a checkpoint and ends as preempted (exit code 75) after so long; a resumed run has as long again. null sets no limit."""
+    on_nan: str = choice("stop", "stop", "skip")
+    """After a loss or gradient that is NaN or infinite: stop ends the run, skip goes on without that step, counted."""
+    on_save_error: str = choice("continue", "continue", "stop")
+    """When a checkpoint can't be written, as on a full disk: continue trains on and tries again at the next save, stop ends the run."""
+    try_shapes: bool = True
+    """Tries every planned shape once before the first step, the largest first: what doesn't fit into memory fails then."""
+    early_stopping_patience: int | None = bounded(None, at_least=1)
+    """Stops after so many evaluations without a better args.metric_for_best_model; null never does."""
+    early_stopping_threshold: float = bounded(0.0, at_least=0)
+    """What counts as better, for early stopping."""
+    average_checkpoints: int | None = bounded(None, at_least=2)
+    """Trains to the end, then takes the mean of so many checkpoints' weights for the model; null takes the weights as they are."""
+    average_by: str = choice("last", "last", "best")
+    """Which checkpoints are averaged: the last, or the best by args.metric_for_best_model."""
 
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)

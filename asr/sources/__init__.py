@@ -16,7 +16,8 @@ from asr.config import bounded, choice
 from asr.errors import ConfigError, DataError, did_you_mean
 
 KEPT_APART = (
-    "min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples on_bad num_workers train_split eval_split"
+    "min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples on_bad max_bad_fraction num_workers "
+    "train_split eval_split"
 ).split()
 """Keys of a source that decide what is kept of its rows, not which rows there are."""
 
@@ -69,6 +70,8 @@ class Source:
     max_eval_samples: int | None = bounded(None, at_least=1)
     on_bad: str = choice("drop", "drop", "fail")
     """drop leaves out utterances whose audio is missing, unreadable, cut short or NaN, lists and counts them; fail stops at the first."""
+    max_bad_fraction: float = bounded(0.05, at_least=0, at_most=1)
+    """With on_bad=drop, most of a split's utterances that may turn out undecodable when their batch comes; more end it (exit 3)."""
     num_workers: int | None = bounded(None, at_least=0)
     """Processes that read headers; 0 reads in this one, null takes as many as there are cores once it is worth their start."""
 

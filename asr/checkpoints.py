@@ -142,6 +142,7 @@ def publish(written: Path, folder: Path, *, world_size: int) -> Checkpoint:
     if place.exists():  # of a session that went further than the one that was gone on from
         shutil.rmtree(place)
     written.rename(place)
+    discard(written.parent)
     sync(folder)
     return Checkpoint(place)
 

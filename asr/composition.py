@@ -222,8 +222,8 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     return config
 
 
-def names_folder(hydra: DictConfig) -> bool:
-    """Whether a user chose the folder of a run or sweep, rather than the time; `hydra` is Hydra's own node."""
+def names_folder(hydra: Any) -> bool:
+    """Whether a user chose the folder of a run or sweep, rather than the time; `hydra` is Hydra's own node, a HydraConf."""
     node = hydra.sweep if hydra.mode == RunMode.MULTIRUN else hydra.run
     return "${now:" not in str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
 

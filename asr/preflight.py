@@ -50,9 +50,9 @@ def check(asked: composition.CommandLine) -> None:
             composition.check_names_one_folder(composed, key)
         if submitted or described.rehearse or described.node == 0:
             folder = Path(OmegaConf.select(composed, key))
-            if multirun:
-                runs.check_can_hold_run(folder, key=key) if described.resume == "never" else None
-            else:
+            if described.resume == "never" or described.rehearse:
+                runs.check_can_hold_run(folder, key=key)
+            elif not multirun:  # a sweep's jobs are looked at one by one
                 sessions.check(composition.to_container(composed), folder, key=key)
     if submitted:
         submission.prepare_environment()

@@ -180,6 +180,7 @@ class ResumingMixin:
     def _publish(self, written: Path) -> None:
         self._name_best()
         self.state.save_to_json(str(written / STATE_FILE))
+        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, and never read: config.yaml says the same
         checkpoints.publish(written, self.checkpoints, world_size=self.args.world_size)
 
     def _name_best(self) -> None:

@@ -50,9 +50,8 @@ def hold(run_dir: Path) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             log.warning("%s can't be locked (%s): see to it yourself that no two launches share it", run_dir, error.strerror)
             return
-        raise ConfigError(
-            f"{run_dir} is in use: {_who(run_dir)} works there; wait for it, or choose another.", key="hydra.run.dir"
-        ) from error
+        problem = f"{run_dir} is in use: {_who(run_dir)} works there; wait for it, or choose another."
+        raise ConfigError(problem, key="hydra.run.dir") from error
     _HELD[path] = opened
 
 

@@ -75,7 +75,9 @@ def start(
             else End(1, f"{len(found['failures'])} of what was rehearsed would fail: see {run.path / verdict.REHEARSAL_FILE}")
         )
 
-    code, run = experiment.start(smaller.config, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge)
+    code, run = experiment.start(
+        {**smaller.config, "resume": "never"}, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge
+    )
     found = verdict.load(run.path) if run is not None else None
     if run is not None and found is not None:
         from rich import print as show

@@ -80,6 +80,7 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
     from asr import experiment, stops
     from asr.errors import AsrError
 
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
     said = os.open(run_dir.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

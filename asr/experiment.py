@@ -147,8 +147,11 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
     stops.listen()
     runs.configure_logging(None)
     try:
-        nodes.wait_for_run(run_dir, pipeline.topology)
+        nodes.wait_for_run(run_dir, pipeline.topology, resumes=pipeline.resume == "auto")
         run = Run.load(run_dir)
+        if run.record["status"] == "finished":
+            log.warning("%s has finished: there is nothing to resume", run_dir)
+            return 0, None
 
         def story() -> End:
             runs.check_same_config(run, composed, except_for=NODE_S_OWN)

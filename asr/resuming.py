@@ -91,7 +91,7 @@ class ResumingMixin:
         self.save_errors = 0
         self.last_saved: Checkpoint | None = None
         self.resumed_step = 0
-        self.train_epochs: Epochs | None = None
+        self.train_epochs = Epochs([])
         self.steps_per_epoch = 1
         self._aside: Path | None = None
         self._problems: list[str] = []
@@ -129,7 +129,7 @@ class ResumingMixin:
     @property
     def total_loss(self) -> float:
         """The sum of the losses of all optimizer steps, those before this session included; for after the training."""
-        return float(self._total_loss_scalar)
+        return float(self._total_loss_scalar) + (self._carried_loss or 0.0)  # carried still: there was no step left
 
     # ---- writing one ----
 
@@ -321,7 +321,6 @@ def _step_end(trainer: Any) -> TrainerCallback:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             epochs = trainer.train_epochs
-            assert epochs is not None, "training has batches of its own"
             self.batches_per_epoch = len(epochs) // args.world_size
             if trainer.resumed_step:
                 if trainer._carried:

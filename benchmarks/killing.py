@@ -84,6 +84,7 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
     said = os.open(run_dir.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # whatever stood there
     os.setpgid(0, 0)
     code = 1
     try:
@@ -95,7 +96,6 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
         code = stops.ended_by(stop).exit_code
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 

@@ -137,17 +137,20 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
 def guarded(run: Run, story: Callable[[], End]) -> int:
     """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract.
 
-    Ctrl-C and a signal that ends the process are recorded and raised again; `stops.ended_by` has their exit codes.
+    Ctrl-C and a signal that ends the process are recorded and raised again, as is a training's end as preempted; `stops.ended_by`
+    has their exit codes.
     """
     stops.listen()
     try:
         end = explained(story, run.path)
     except (KeyboardInterrupt, Terminated) as stop:
         end = ended_by(stop)
-        log.error("%s; what is in %s stays", end.error, run.path)
+        log.error(*([end.error] if isinstance(stop, stops.Preempted) else ["%s; what is in %s stays", end.error, run.path]))
         _record(run, end)
         raise  # past Hydra, so that a sweep stops too
-    if end.exit_code:
+    if end.exit_code == stops.PREEMPTED:
+        log.error("%s", end.error)
+    elif end.exit_code:
         log.error("error: %s", end.error)
     others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
     if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:

@@ -139,7 +139,7 @@ def _requeue(answer: Any, run_dir: str, *, keeps_exit_code: bool) -> None:
     (job_environment.py:200 of submitit 1.5.4). SIGTERM alone may come from scancel: that job is to stay away.
     """
     warning = stops.warned_by()
-    why = "it was told to end, and not warned of its time limit"
+    why = "it was told to end, and not warned of its time limit" if warning is None else "submitit doesn't answer the warning"
     if warning is not None and callable(answer):
         stops.ignore()  # a job that is requeued is ended
         try:

@@ -23,6 +23,8 @@ def run(composed: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     with submission.job(settings.runtime.output_dir):
+        if submission.is_requeued(settings.runtime.output_dir):
+            container["resume"] = "auto"
         begin = rehearsal.start if container["rehearse"] else experiment.start
         code, done = begin(
             container,
@@ -46,6 +48,9 @@ def run(composed: DictConfig) -> float | None:
 def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of ending Hydra with exit code 1
     try:
+        stops.listen()
+        if submission.is_requeued() and not any(word.lstrip("+").startswith("resume=") for word in sys.argv[1:]):
+            sys.argv.append("resume=auto")
         asked = composition.read_command_line(sys.argv[1:])
         if asked.action == "help":
             print(composition.help_text())

@@ -37,6 +37,7 @@ from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
+from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
 from asr.spec_augment import takes_masks
@@ -171,17 +172,20 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
 def guarded(run: Run, story: Callable[[], End]) -> int:
     """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract.
 
-    Ctrl-C and a signal that ends the process are recorded and raised again; `stops.ended_by` has their exit codes.
+    Ctrl-C and a signal that ends the process are recorded and raised again, as is a training's end as preempted; `stops.ended_by`
+    has their exit codes.
     """
     stops.listen()
     try:
         end = explained(story, run.path)
     except (KeyboardInterrupt, Terminated) as stop:
         end = ended_by(stop)
-        log.error("%s; what is in %s stays", end.error, run.path)
+        log.error(*([end.error] if isinstance(stop, stops.Preempted) else ["%s; what is in %s stays", end.error, run.path]))
         _record(run, end)
         raise  # past Hydra, so that a sweep stops too
-    if end.exit_code:
+    if end.exit_code == stops.PREEMPTED:
+        log.error("%s", end.error)
+    elif end.exit_code:
         log.error("error: %s", end.error)
     others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
     if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
@@ -355,13 +359,34 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     name = run.record.get("resumed_from")
-    done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
+    with stops.deferred() as asked:
+        _saves_when_preempted(speech_trainer, run, asked)
+        done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
     measured = _of_all_sessions(speech_trainer, dict(done.metrics))
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
     _save_model(speech_trainer, run, rank)
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
+
+
+def _saves_when_preempted(speech_trainer: Any, run: Run, asked: stops.Asked) -> None:
+    """Have all ranks save one step and end where any of them was asked to end, or trainer.max_hours are over."""
+    preemption = Preemption(
+        speech_trainer,
+        asked,
+        run.path,
+        started=run.record["session_started_at"],
+        max_hours=run.config["trainer"].get("max_hours"),
+    )
+
+    def after_save(problem: str | None) -> None:
+        if preemption.wanted:
+            step = speech_trainer.state.global_step
+            preemption.saved(step) if problem is None else preemption.not_saved(step, problem)
+
+    speech_trainer.agreed.append(preemption)
+    speech_trainer.after_save.append(after_save)
 
 
 def _of_all_sessions(speech_trainer: Any, measured: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,6 @@ def test_a_lost_server_ends_the_ranks_here(run_dir, monkeypatch, capfd):
 
 def test_a_stop_on_one_server_ends_the_others(run_dir):
     where = topology(world_size=2, node_rank=1)
-    ask_to_stop(run_dir, 2, "stopped by SIGINT on host0")
+    ask_to_stop(run_dir, 2, "stopped by SIGINT on host0", seconds=10)
     end = supervision.supervise(story_launch(Topology(), run_dir, "all_wait", "0"), run_dir, where, node=1)
     assert (end.exit_code, end.error) == (130, "stopped by SIGINT on host0")

@@ -11,16 +11,14 @@ import contextlib
 import importlib
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from asr import secrets
 from asr.errors import ConfigError, did_you_mean
 
-SECRET_NAME = re.compile(r"(?i)((token|key|secret|credential)s?|pass(word|wd|phrase)?s?|_pat)$")
-"""Names of environment variables whose values must not be written anywhere."""
 STAGES = ("prepare", "train", "evaluate")
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
@@ -144,9 +142,8 @@ def check_root(config: Mapping[str, Any]) -> None:
 
 def check_no_secrets(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that holds what a secret variable of the environment holds: it would be written."""
-    secrets = {name: value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
     for key, value in _leaves(config):
-        for name, secret in secrets.items():
+        for name, secret in secrets.here().items():
             if isinstance(value, str) and secret in value:
                 raise ConfigError(f"holds the value of ${name}; secrets come from the environment only and are never written.", key=key)
 

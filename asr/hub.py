@@ -324,10 +324,12 @@ def _reason(error: BaseException) -> str:
         return f"it answers {status}"
     if "Timeout" in type(error).__name__ and not isinstance(error, TimeoutError):
         return "it doesn't answer in time"
-    first = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
-    where = urlsplit(endpoint()).hostname
-    if "resolve" in first.lower() or "name or service" in first.lower():
-        return f"the name {where} doesn't resolve"
-    if "refused" in first.lower():
-        return "the connection is refused"
-    return redacted(first)
+    said = " ".join(str(error).split()) or type(error).__name__
+    for mark, words in (
+        ("resolve", f"the name {urlsplit(endpoint()).hostname} doesn't resolve"),
+        ("Name or service not known", f"the name {urlsplit(endpoint()).hostname} doesn't resolve"),
+        ("refused", "the connection is refused"),
+    ):
+        if mark in said:
+            return words
+    return redacted(said[:200].rstrip("."))

@@ -1,10 +1,12 @@
-"""What must not be written anywhere: values of the environment whose names say that they are secret, and what looks like a token.
+"""What must not be written or shown anywhere: values of the environment whose names say that they are secret, what looks like a token,
+and codes that a terminal would obey.
 
-In: text on its way to a log, a terminal or a record. Out: the same with *** in their place.
+In: text on its way to a log, a terminal or a record. Out: the same with *** or an escape in their place.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -16,6 +18,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 """The hub's tokens, which may come from a file instead."""
 _PASSWORD = re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
 """Name and password in an address."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def here() -> dict[str, str]:
@@ -32,3 +35,19 @@ def redacted(text: str) -> str:
     for value in sorted(here().values(), key=len, reverse=True):  # one may begin with another
         text = text.replace(value, "***")
     return _PASSWORD.sub("***", _TOKEN.sub("***", text))
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are written out, but for the ends of lines and tabs.
+
+    >>> printable("\x1b[31mred")
+    '\\x1b[31mred'
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats log lines, tracebacks included: a library's message may hold an address with a token, and a file's name anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)))

@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr.secrets import redacted
+
 
 @dataclass(frozen=True)
 class End:
@@ -20,6 +22,10 @@ class End:
 
     exit_code: int = 0
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is not None:  # it is written into run.json and ranks/<n>.json
+            object.__setattr__(self, "error", redacted(self.error))
 
 
 class Terminated(BaseException):

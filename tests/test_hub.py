@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from conftest import ROOT, TINY, launch_command
+from conftest import ROOT, launch_command
 from fakes import hub as fake
 
 from asr import hub

@@ -64,7 +64,7 @@ def unknown_name() -> Iterator[Fake]:
 
 @contextlib.contextmanager
 def serving(folder: Path, *, kind: str = "models", stalls_at: str = "") -> Iterator[Fake]:
-    """Serves a folder as the repository someone/tiny; of the file `stalls_at` it sends the first half and then nothing, however often asked."""
+    """Serves a folder as the repository someone/tiny; of the file `stalls_at` it sends the first half and no more, however often asked."""
 
     def answer(handler: Handler) -> None:
         path = handler.path.partition("?")[0]
@@ -128,7 +128,7 @@ def _serving(answer) -> Iterator[Fake]:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 answer(self)
 
-        do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_GET  # noqa: N815
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         server.daemon_threads, server.over = True, threading.Event()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from asr import composition, experiment, preflight, stops, submission
 from asr.errors import AsrError, JobError
 from asr.rehearsal import start as rehearsal
+from asr.secrets import redacted
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -67,7 +68,7 @@ def main() -> int:
     except (KeyboardInterrupt, stops.Terminated) as stop:
         return stops.ended_by(stop).exit_code
     except Exception:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     return 0
 

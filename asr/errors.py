@@ -8,11 +8,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from asr.secrets import redacted
+
 
 class AsrError(Exception):
-    """A user's mistake: shown as its message alone, without a traceback."""
+    """A user's mistake: shown as its message alone, without a traceback and without secrets that a library put into it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class ConfigError(AsrError):

@@ -256,8 +256,8 @@ def configure_logging(run_dir: Path | None) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {
-                "short": {"format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"},
-                "long": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+                "short": {"class": "asr.secrets.RedactingFormatter", "format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"},
+                "long": {"class": "asr.secrets.RedactingFormatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
             },
             "handlers": {
                 "console": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stderr"},

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from asr.secrets import redacted
+
 
 @dataclass(frozen=True)
 class End:
@@ -23,6 +25,10 @@ class End:
 
     exit_code: int = 0
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is not None:  # it is written into run.json and ranks/<n>.json
+            object.__setattr__(self, "error", redacted(self.error))
 
 
 PREEMPTED = 75

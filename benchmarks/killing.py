@@ -128,7 +128,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return in what two runs' results differ, bit for bit; empty where they are equal."""
     import torch
 
-    found = [f"{key}: {one[key]!r} and {other[key]!r}" for key in ("metrics", "predictions", "logged") if one[key] != other[key]]
+    found = [f"{key}: {one[key]!r} and {other[key]!r}" for key in one if key != "weights" and one[key] != other[key]]
     weights, others = one["weights"], other["weights"]
     if weights.keys() != others.keys() or not all(torch.equal(weights[name], others[name]) for name in weights):
         found.append("weights")

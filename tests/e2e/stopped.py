@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def goes_on(config, run_dir: Path) -> Run:
     return Run.load(run_dir)
 
 
-def assert_equal(run_dir: Path, other: Path):
-    assert killing.differences(killing.results(other), killing.results(run_dir)) == []
+def assert_equal(run_dir: Path, other: Path, but=()):
+    ours, theirs = ({k: v for k, v in killing.results(one).items() if k not in but} for one in (run_dir, other))
+    assert killing.differences(theirs, ours) == []
 
 
 def test_killed_within_an_epoch_it_goes_on_as_if_nothing_had_been(config, never_stopped, tmp_path):
@@ -85,6 +87,31 @@ def test_killed_after_training_it_evaluates(config, never_stopped, tmp_path):
     killing.run(config(), run_dir, until=lambda: (run_dir / "model").exists())
     run = goes_on(config("resume=auto"), run_dir)
     assert run.record["resumed_from"] == f"checkpoint-{STEPS}"
+    assert_equal(run_dir, never_stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_preempted_it_saves_that_step_and_goes_on(config, never_stopped, tmp_path, number):
+    run_dir = tmp_path / "run"
+    never = "trainer.args.save_strategy=no"  # but for what a preemption saves
+    assert killing.run(config(never), tmp_path / "whole")[0] == 0
+    first_step = lambda: run_dir.with_suffix(".said").exists() and "first optimizer step done" in said(run_dir)  # noqa: E731
+    code, _ = killing.run(config(never), run_dir, until=first_step, number=number)
+    record = Run.load(run_dir).record
+    assert (code, record["status"], record["exit_code"]) == (75, "preempted", 75), said(run_dir)
+    (saved_one,) = checkpoints.every(run_dir / "checkpoints")
+    assert f"preempted ({number.name}) after step {saved_one.step}, which is saved; resume=auto goes on from there" in record["error"]
+    run = goes_on(config(never, "resume=auto"), run_dir)
+    assert run.record["resumed_from"] == saved_one.path.name
+    assert_equal(run_dir, tmp_path / "whole", but=("logged",))  # which is read from checkpoints
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_each_session_after_a_step(config, never_stopped, tmp_path):
+    run_dir = tmp_path / "run"
+    limited = config("trainer.max_hours=1e-9", "resume=auto")
+    codes = [killing.run(limited, run_dir)[0] for _ in range(STEPS + 1)]
+    assert codes == [75] * STEPS + [0]
     assert_equal(run_dir, never_stopped)
 
 

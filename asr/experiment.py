@@ -163,7 +163,9 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
     except (KeyboardInterrupt, Terminated) as stop:
         log.error("%s", ended_by(stop).error)
         raise
-    if end.exit_code:
+    if end.exit_code == stops.PREEMPTED:
+        log.error("%s", end.error)
+    elif end.exit_code:
         log.error("error: %s", end.error)
         nodes.say_failed(run_dir, pipeline.topology, pipeline.node, end.exit_code)
     return end.exit_code, None

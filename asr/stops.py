@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,23 @@ def listen_in_job() -> None:
     for number in PREEMPTING:
         signal.signal(number, signal.SIG_DFL)
     listen()
+
+
+def listen_in_loader(_worker: int = 0) -> None:
+    """Let a data loader's process end for nobody but its parent: Slurm sends SIGTERM to it too, and the step that is to be saved needs it.
+
+    For `worker_init_fn`, before anything there has threads. torch ends such a process by SIGTERM if need be (dataloader.py:1678 of
+    2.13), and it ends by itself once its parent has gone (worker.py:63).
+    """
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTING)  # threads that begin later have it from here
+
+    def heed() -> None:
+        while signal.sigwaitinfo(PREEMPTING).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, daemon=True).start()
 
 
 def warned_by() -> signal.Signals | None:

@@ -83,3 +83,36 @@ def test_what_a_shell_has_made_a_rank_ignore_it_hears():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+LOADER = """
+import os, signal, subprocess, sys, time
+from torch.utils.data import DataLoader
+from asr import stops
+class Pids:
+    def __len__(self): return 100
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return os.getpid()
+stops.listen()
+with stops.deferred() as asked:
+    loader = DataLoader(Pids(), batch_size=None, num_workers=1, worker_init_fn=stops.listen_in_loader)
+    batches = iter(loader)
+    worker = next(batches)
+    for number in ("TERM", "USR1"):
+        subprocess.run(["kill", f"-{number}", str(worker), str(os.getpid())], check=True)
+    print(sum(pid == worker for pid in batches), asked.number.name, flush=True)
+    batches = iter(loader)
+    worker = next(batches)
+    os.kill(worker, signal.SIGTERM)
+    print(os.waitpid(worker, 0)[1])
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_s_process_outlives_what_every_process_gets():
+    """Slurm's signals are for its parent, which ends it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOADER], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["99 SIGTERM", "0"], done.stderr

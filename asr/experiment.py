@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     config,
     engines,
+    failures,
     fitting,
     freezing,
     manifest,
@@ -255,19 +256,27 @@ def work(run: Run, rank: Rank | None = None) -> None:
     if rank.is_first:
         run.save(**facts)
     measured: dict[str, Any] = {}
-    if "train" in pipeline.stages:
-        measured |= train(speech_trainer, run, rank)
-    if "evaluate" in pipeline.stages:
-        measured |= evaluate(speech_trainer)
+    try:
+        if "train" in pipeline.stages:
+            measured |= train(speech_trainer, run, rank)
+        if "evaluate" in pipeline.stages:
+            measured |= evaluate(speech_trainer)
+    finally:  # too many of them are why a run ends
+        if rank.is_first:
+            _list_undecodable(speech_trainer, run)
     _log_forwarded(measured)
     if rank.is_first:
         run.write_metrics(measured)
-        for role, seen in speech_trainer.forwarded.items():
-            if seen.bad:
-                manifest.write_undecodable(_manifest_path(run, role), seen.bad)
         if "evaluate" in pipeline.stages:
             run.write_predictions(scorer.predictions)
     speech_trainer.end()
+
+
+def _list_undecodable(speech_trainer: Any, run: Run) -> None:
+    for role, seen in speech_trainer.forwarded.items():
+        known = speech_trainer.undecodable.known[role] | seen.bad
+        if known:
+            manifest.write_undecodable(_manifest_path(run, role), known)
 
 
 def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
@@ -290,6 +299,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
             Labels.load(_labels_path(run, role)),
             extractor,
             on_bad=pipeline.dataset.on_bad,
+            max_bad_fraction=pipeline.dataset.max_bad_fraction,
             augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
             seed=pipeline.seed,
         )
@@ -320,7 +330,8 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
 
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
-    measured = dict(speech_trainer.train().metrics)
+    with failures.explained(speech_trainer):
+        measured = dict(speech_trainer.train().metrics)
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
@@ -336,7 +347,8 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
 def evaluate(speech_trainer: Any) -> dict[str, Any]:
     """Evaluate once over the whole split and return what was measured."""
     speech_trainer.forwarded["eval"] = trainer.Forwarded()  # evaluations during training had their own
-    measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
+    with failures.explained(speech_trainer):
+        measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
     speech_trainer.gather_forwarded("eval")
     return measured | _forwarded(speech_trainer, "eval", measured["eval_runtime"])
 

@@ -83,8 +83,11 @@ def _labels(labels: Any, shape: Shape, model: Any) -> list[int]:
 
 
 def seconds_of(length: int, dataset: Any) -> float:
-    """Return how many seconds an input length is, to a hundredth."""
-    return float(round(length * 1000 / dataset.input_length(1000.0), 2))
+    """Return the most seconds that fit into an input length, to a hundredth."""
+    hundredths = max(0, length * 100_000 // dataset.input_length(1000.0) - 10)  # frames overlap, so that a proportion isn't exact
+    while dataset.input_length((hundredths + 1) / 100) <= length:
+        hundredths += 1
+    return float(hundredths / 100)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from asr import (
     checkpoints,
     config,
     engines,
+    failures,
     fitting,
     freezing,
     manifest,
@@ -295,19 +296,27 @@ def work(run: Run, rank: Rank | None = None) -> None:
     if rank.is_first:
         run.save(**facts)
     measured: dict[str, Any] = {}
-    if "train" in pipeline.stages:
-        measured |= train(speech_trainer, run, rank)
-    if "evaluate" in pipeline.stages:
-        measured |= evaluate(speech_trainer)
+    try:
+        if "train" in pipeline.stages:
+            measured |= train(speech_trainer, run, rank)
+        if "evaluate" in pipeline.stages:
+            measured |= evaluate(speech_trainer)
+    finally:  # too many of them are why a run ends
+        if rank.is_first:
+            _list_undecodable(speech_trainer, run)
     _log_forwarded(measured)
     if rank.is_first:
         run.write_metrics(measured)
-        for role, seen in speech_trainer.forwarded.items():
-            if seen.bad:
-                manifest.write_undecodable(_manifest_path(run, role), seen.bad)
         if "evaluate" in pipeline.stages:
             run.write_predictions(scorer.predictions)
     speech_trainer.end()
+
+
+def _list_undecodable(speech_trainer: Any, run: Run) -> None:
+    for role, seen in speech_trainer.forwarded.items():
+        known = speech_trainer.undecodable.known[role] | seen.bad
+        if known:
+            manifest.write_undecodable(_manifest_path(run, role), known)
 
 
 def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
@@ -330,6 +339,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
             Labels.load(_labels_path(run, role)),
             extractor,
             on_bad=pipeline.dataset.on_bad,
+            max_bad_fraction=pipeline.dataset.max_bad_fraction,
             augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
             seed=pipeline.seed,
         )
@@ -361,7 +371,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     name = run.record.get("resumed_from")
-    with stops.deferred() as asked:
+    with stops.deferred() as asked, failures.explained(speech_trainer):
         _saves_when_preempted(speech_trainer, run, asked)
         done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
     measured = _of_all_sessions(speech_trainer, dict(done.metrics))
@@ -397,7 +407,8 @@ def _of_all_sessions(speech_trainer: Any, measured: dict[str, Any]) -> dict[str,
         return measured
     ours, theirs = speech_trainer.train_seconds, measured["train_runtime"]
     speeds = {key: value * theirs / ours for key, value in measured.items() if key.endswith("_per_second")}
-    loss = speech_trainer.total_loss / max(speech_trainer.state.global_step, 1)
+    taken = speech_trainer.state.global_step - speech_trainer.bad_numbers.steps_skipped
+    loss = speech_trainer.total_loss / max(taken, 1)
     return measured | speeds | {"train_runtime": round(ours, 4), "train_loss": loss}
 
 
@@ -425,7 +436,8 @@ def _save_model(speech_trainer: Any, run: Run, rank: Rank) -> None:
 def evaluate(speech_trainer: Any) -> dict[str, Any]:
     """Evaluate once over the whole split and return what was measured."""
     speech_trainer.forwarded["eval"] = trainer.Forwarded()  # evaluations during training had their own
-    measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
+    with failures.explained(speech_trainer):
+        measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
     speech_trainer.gather_forwarded("eval")
     return measured | _forwarded(speech_trainer, "eval", measured["eval_runtime"])
 

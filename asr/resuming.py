@@ -84,8 +84,6 @@ class ResumingMixin:
         self.agreed: list[Participant] = []
         self.after_save: list[Callable[[str | None], None]] = []
         """Called on every rank once a save is over, with what kept it from the disk; None where it is there."""
-        self.before_save: list[Callable[[], None]] = []
-        """Called on every rank before a checkpoint is written; may raise."""
         self.protect: Callable[[], set[Path]] = set
         """Names checkpoints, beside the best, that save_total_limit must not delete."""
         self.save_errors = 0
@@ -143,8 +141,6 @@ class ResumingMixin:
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        for look in self.before_save:
-            look()
         first = self.args.process_index == 0
         self._problems = []
         self._aside = self.checkpoints / checkpoints.SAVING

@@ -28,7 +28,7 @@ SHORT = [
     "augment.speed_factors=[0.9,1.0,1.1]",
 ]
 """A run of nine steps with partial accumulation, dropout, LayerDrop, SpecAugment and changes of speed: everything that throws dice."""
-TIMED = ("runtime", "per_second")
+TIMED = ("runtime", "per_second", "_end_time", "_preparation_time")
 
 
 def import_libraries() -> None:

@@ -84,7 +84,7 @@ class FewBatches(Batching):
         if plan:
             self.planned_efficiency[role] = plan.padding_efficiency
         if accumulated:
-            kept = _in_whole_steps(kept, accumulated)
+            kept = _for_two_steps(kept, accumulated)
         return VisitedShapes(kept, world_size, planned=self.planned[role])
 
 
@@ -104,14 +104,9 @@ class VisitedShapes(Batches):
             yield from run
 
 
-def _in_whole_steps(runs: list[Run], accumulated: int) -> list[Run]:
-    """Return the runs for at least two optimizer steps, repeated where there are few, and none that is accumulated to no step.
-
-    A resumed epoch loses a last step of fewer batches: its batches are counted from where it resumes, and compared with the
-    number of them all (optimum-habana, trainer.py:1018, as transformers 4.55).
-    """
-    steps = max(2, -(-len(runs) // accumulated))
-    return [runs[i % len(runs)] for i in range(steps * accumulated)]
+def _for_two_steps(runs: list[Run], accumulated: int) -> list[Run]:
+    """Return the runs, repeated where they are too few for two optimizer steps: a rehearsal resumes after the first."""
+    return runs if len(runs) > accumulated else [runs[i % len(runs)] for i in range(2 * accumulated)]
 
 
 def _runs(batches: Any, world_size: int) -> Iterator[Run]:

@@ -180,8 +180,6 @@ def _shorten(asked: Pipeline, made: Shrunk) -> None:
             made.sizes.append(Change(f"trainer.args.{name}", args[name], value, why))
     made.config["trainer"]["args"] |= ours
     for name, why in (
-        ("save_only_model", "resuming is rehearsed, which needs the optimizer's state"),
-        ("ignore_data_skip", "a resumed run is compared with one that never stopped: it has to see the same batches"),
         ("auto_find_batch_size", "a host's memory says nothing about a Gaudi's"),
     ):
         if args.get(name):

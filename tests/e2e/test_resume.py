@@ -1,12 +1,18 @@
 """Runs stopped at any moment go on as if nothing had been. What forks runs is in stopped.py, in a process of its own."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, launch_command
+from test_supervision import left_behind, until
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import killing
 
 HERE = Path(__file__).parent
 
@@ -25,3 +31,71 @@ def test_runs_that_are_stopped():
 @pytest.mark.slow
 def test_runs_that_are_stopped_at_each_of_their_steps():
     in_its_own_process("-m", "slow")
+
+
+# ---- slow: launches of two ranks ----
+
+TWO = [*killing.SHORT, "topology=cpu2"]
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def equal(run_dir: Path, other: Path) -> list[str]:
+    return killing.differences(killing.results(other), killing.results(run_dir))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(launch, tmp_path_factory):
+    done = launch(tmp_path_factory.mktemp("two"), *TWO, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    return done.cwd / "run"
+
+
+def stopped(folder: Path, stop, *overrides: str) -> int:
+    """Launch in folder/run, call `stop` with process and run directory once a checkpoint is there, and return the exit code."""
+    with (folder / "out").open("w") as out:
+        process = subprocess.Popen(launch_command(*TWO, *overrides, "hydra.run.dir=run"), cwd=folder, stdout=out, stderr=out)
+        try:
+            until(lambda: process.poll() is not None or any((folder / "run" / "checkpoints").glob("checkpoint-*")), seconds=200)
+            stop(process, folder / "run")
+            return process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def rank_killed(process: subprocess.Popen, run_dir: Path) -> None:
+    os.kill(read(run_dir / "ranks" / "1.json")["pid"], signal.SIGKILL)
+
+
+def parent_killed(process: subprocess.Popen, run_dir: Path) -> None:
+    process.kill()
+
+
+def asked_to_end(process: subprocess.Popen, run_dir: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "code"), [(rank_killed, 137), (parent_killed, -9), (asked_to_end, 75)])
+def test_two_ranks_go_on_as_if_nothing_had_been(launch, never_stopped, tmp_path, stop, code):
+    assert stopped(tmp_path, stop) == code
+    done = launch(tmp_path, *TWO, "hydra.run.dir=run", "resume=auto")
+    assert done.code == 0, done.err
+    record = read(tmp_path / "run" / "run.json")
+    assert len(record["sessions"]) == 1
+    assert record["sessions"][0]["status"] in {137: ("failed",), -9: ("running", "failed", "preempted"), 75: ("preempted",)}[code]
+    assert equal(tmp_path / "run", never_stopped) == []
+    assert left_behind(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_one_rank_goes_on_with_what_two_began(launch, tmp_path):
+    assert stopped(tmp_path, asked_to_end) == 75
+    done = launch(tmp_path, *killing.SHORT, "topology=cpu", "topology.environment={}", "hydra.run.dir=run", "resume=auto")
+    assert done.code == 0, done.err
+    assert "topology.world_size is None now, and was 2" in done.err or "ranks_per_node is 1 now, and was 2" in done.err
+    assert "is of 2 ranks, and 1 go on: steps count on, the batches of its epoch are dealt anew" in done.err
+    assert read(tmp_path / "run" / "run.json")["status"] == "finished"

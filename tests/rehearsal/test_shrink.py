@@ -281,17 +281,16 @@ def test_training_is_short_and_saves_when_it_is_told_to():
         "topology=hpu1",
         *("trainer.args.eval_strategy=epoch", "+trainer.args.max_steps=500", "+trainer.args.push_to_hub=true"),
         *("+trainer.args.dataloader_num_workers=8", "+trainer.args.dataloader_prefetch_factor=4", "+trainer.args.bf16=true"),
-        *("+trainer.args.save_only_model=true", "+trainer.args.auto_find_batch_size=true", "+trainer.args.gradient_accumulation_steps=4"),
+        *("+trainer.args.auto_find_batch_size=true", "+trainer.args.gradient_accumulation_steps=4"),
     )
     asked = composed()["trainer"]["args"]
     steps = {"save_strategy": "steps", "save_steps": 1_000_000, "eval_strategy": "steps", "eval_steps": 1_000_000}
     ours = {"num_train_epochs": 1, "max_steps": -1, "report_to": [], "save_total_limit": None, "push_to_hub": False, **steps}
-    ours |= {"save_only_model": False, "auto_find_batch_size": False, "dataloader_num_workers": 1, "dataloader_prefetch_factor": 4}
+    ours |= {"auto_find_batch_size": False, "dataloader_num_workers": 1, "dataloader_prefetch_factor": 4}
     assert args(made) == {**asked, **ours, "bf16": True, "gradient_accumulation_steps": 4}
     assert by_key(made.sizes)["trainer.args.num_train_epochs"] == ("500 steps", "a few steps")
     assert by_key(made.sizes)["trainer.args.dataloader_num_workers"] == (8, 1)
     assert by_key(made.substitutions) == {
-        "trainer.args.save_only_model": (True, False),
         "trainer.args.auto_find_batch_size": (True, False),
     }
 

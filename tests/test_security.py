@@ -259,7 +259,11 @@ def test_a_run_keeps_no_secret(finished, run_dir):
 
 
 LEAKY = """
-import datasets, evaluate, os, sys
+import os
+import sys
+
+import datasets
+import evaluate
 
 class Leaky(evaluate.Metric):
     def _info(self):
@@ -367,10 +371,9 @@ def test_a_folder_follows_the_umask(tmp_path, umask):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["cpu", "cpu2"])
-def test_a_private_umask_makes_a_private_run(tmp_path, topology):
+def test_a_private_umask_makes_a_private_run(tmp_path):
     done = subprocess.run(
-        launch_command(*FINISHED, f"topology={topology}", "hydra.run.dir=run"),
+        launch_command(*FINISHED, "topology=cpu2", "hydra.run.dir=run"),
         cwd=tmp_path,
         env={**os.environ, "ASR_CACHE": str(tmp_path / "cache")},
         capture_output=True,

@@ -93,6 +93,7 @@ class CTCTraining:
             "logging_dir": str(run_dir / "tensorboard"),
             "seed": seed,
             "remove_unused_columns": False,
+            "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
         }
         engine = engines.engine(self.engine)
         args = engine.training_arguments({**ours, **self.args}, topology)
@@ -183,6 +184,7 @@ class SpeechTrainerMixin:
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
+    compute_metrics: Any
     _train_batch_size: int | None = None
 
     model_accepts_loss_kwargs: bool
@@ -313,12 +315,17 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         with torch.autocast(logits.device.type, enabled=False):
             return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.compute_metrics, metrics.Scorer):
+            self.compute_metrics.begin()  # one that was broken off may have left batches
+        return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
         The evaluation loop would repeat one loss batch_size times, which is wrong when batches differ in size
-        (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean.
-        Losses come first: the loop converts both to the first one's dtype.
+        (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean. Both may
+        reach it as float32, to which the loop converts what it gathers on an HPU (trainer.py:2165).
         """
         import torch
 

@@ -24,7 +24,13 @@ def run(composed: DictConfig) -> float | None:
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     with submission.job(settings.runtime.output_dir):
         begin = rehearsal.start if container["rehearse"] else experiment.start
-        code, done = begin(container, Path(settings.runtime.output_dir), overrides=overrides, in_child=sweeps)
+        code, done = begin(
+            container,
+            Path(settings.runtime.output_dir),
+            overrides=overrides,
+            in_child=sweeps,
+            named=composition.names_folder(settings),
+        )
         if code and sweeps:
             raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
     if code:

@@ -28,24 +28,29 @@ class Agreement:
     def begin(self, counts: Sequence[int]) -> None:
         """Start to exchange `counts`; an exchange that has begun must have ended."""
         assert self._begun is None, "an exchange goes on"
+        self._begun = self._started(counts)
+
+    def _started(self, counts: Sequence[int]) -> tuple[Any, Any]:
         import torch
 
         sums = torch.tensor(list(counts), dtype=torch.int64)
         work = torch.distributed.all_reduce(sums, group=self._group, async_op=True) if self._group is not None else None
-        self._begun = (work, sums)
+        return work, sums
 
     def end(self) -> list[int] | None:
         """Return the sums of the exchange that has begun; None where none has."""
         if self._begun is None:
             return None
-        (work, sums), self._begun = self._begun, None
-        if work is not None:
-            work.wait()
-        return [int(value) for value in sums]
+        begun, self._begun = self._begun, None
+        return _ended(begun)
 
     def sums(self, counts: Sequence[int]) -> list[int]:
-        """Exchange `counts` at once."""
-        self.begin(counts)
-        found = self.end()
-        assert found is not None
-        return found
+        """Exchange `counts` at once, also while another exchange goes on. Every rank waits for all: a barrier."""
+        return _ended(self._started(counts))
+
+
+def _ended(begun: tuple[Any, Any]) -> list[int]:
+    work, sums = begun
+    if work is not None:
+        work.wait()
+    return [int(value) for value in sums]

@@ -42,17 +42,6 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    @property
-    def sampler(self) -> Batches:
-        """Itself, with several ranks only.
-
-        Accelerate wraps it then, and its DataLoaderShard.set_epoch looks for `batch_sampler.batch_sampler.sampler` alone
-        (data_loader.py:603). With one rank that is where a resumed loader's skipping wrapper is, which sets epoch 0.
-        """
-        if self.world_size == 1:
-            raise AttributeError("sampler")
-        return self
-
 
 class PlannedBatches(Batches):
     """Batches of planned shapes; every row comes once an epoch, and FILLER where a batch has room left.

@@ -222,6 +222,12 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     return config
 
 
+def names_folder(hydra: Any) -> bool:
+    """Whether a user chose the folder of a run or sweep, rather than the time; `hydra` is Hydra's own node, a HydraConf."""
+    node = hydra.sweep if hydra.mode == RunMode.MULTIRUN else hydra.run
+    return "${now:" not in str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
+
+
 def check_names_one_folder(composed: DictConfig, key: str) -> None:
     """Raise ConfigError for a run folder named by the time: each server of a run would make one of its own."""
     raw = OmegaConf.to_container(composed.hydra.run, resolve=False)

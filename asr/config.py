@@ -21,6 +21,7 @@ from asr.errors import ConfigError, did_you_mean
 
 SECRET_NAME = re.compile(r"(?i)((token|key|secret|credential)s?|pass(word|wd|phrase)?s?|_pat)$")
 """Names of environment variables whose values must not be written anywhere."""
+RESUME = ("never", "auto")
 STAGES = ("prepare", "train", "evaluate")
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
@@ -104,7 +105,7 @@ class Config:
     """Seeds weights, data order and dropout; the corpus has a seed of its own."""
     stages: list[str] = field(default_factory=lambda: ["train", "evaluate"])
     """Any of prepare, train, evaluate; the data is prepared for whichever runs."""
-    resume: str = choice("never", "never", "auto")
+    resume: str = choice("never", *RESUME)
     """auto goes on with an unfinished run: the one in hydra.run.dir where that is given, else the newest of the same experiment and
     configuration. One that has finished is left alone, and where there is none a new one begins."""
     dry_run: bool = False
@@ -135,6 +136,9 @@ def check_root(config: Mapping[str, Any]) -> None:
     for stage in stages:
         if stage not in STAGES:
             raise ConfigError(f"{stage!r} is not one of {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}", key="stages")
+    problem = out_of_range(config.get("resume"), {"values": RESUME})
+    if problem:
+        raise ConfigError(problem, key="resume")
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"{config['seed']} is out of range; it must be at least 0 and below 2**32.", key="seed")
     for key in ("experiment_name", "experiment_version"):
@@ -184,7 +188,8 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     check_root(config)
     check_no_secrets(config)
     built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages", "dry_run")}
-    built["rehearse"] = config.get("rehearse", False)  # a run of before there were rehearsals has no such key
+    for name, default in (("rehearse", False), ("resume", "never")):  # a run of before there were these has no such key
+        built[name] = config.get(name, default)
     for name in NODES:
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import (
+    checkpoints,
     config,
     engines,
     fitting,
@@ -24,6 +25,7 @@ from asr import (
     metrics,
     nodes,
     runs,
+    sessions,
     stops,
     submission,
     supervision,
@@ -32,7 +34,7 @@ from asr import (
     vocabulary,
 )
 from asr.collate import CTCCollator, UtteranceDataset
-from asr.errors import AsrError, ConfigError, DataError, said_by
+from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
 from asr.ranks import Rank
@@ -50,6 +52,8 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 """Keys that differ between the servers of a run."""
 
 
+MODEL_FOLDER = "model"
+
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
 
@@ -62,11 +66,13 @@ def start(
     in_child: bool,
     before: Callable[[], object] | None = None,
     judge: Judge | None = None,
+    named: bool = True,
 ) -> tuple[int, Run | None]:
-    """Run an experiment in `run_dir` and return its exit code and, on the first server, the run.
+    """Run an experiment in `run_dir`, or go on with one, and return its exit code and, on the first server, the run.
 
     Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
-    the first one's: it prepares, and records the end. `before` is done before anything is prepared.
+    the first one's: it prepares, and records the end. `before` is done before anything is prepared. `named`: a user
+    chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it.
     """
     try:
         pipeline = Pipeline.of(composed)
@@ -76,19 +82,34 @@ def start(
         raise
     if pipeline.node:
         return _take_part(pipeline, composed, run_dir)
-    run = Run.create(run_dir, composed, command=[sys.executable, *sys.argv], overrides=overrides)
+    command = [sys.executable, *sys.argv]
+    run, unfinished = sessions.open_run(composed, run_dir, named=named, command=command, overrides=overrides)
+    if not unfinished:
+        return 0, run
+    try:
+        return _session(pipeline, run, in_child=in_child, before=before, judge=judge), run
+    finally:
+        sessions.let_go(run.path)
+
+
+def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[], object] | None, judge: Judge | None) -> int:
+    """Work on a run that this process holds, and return the exit code."""
     runs.configure_logging(run.path)
     if pipeline.dry_run:
         run.end_dry([launch.describe() for launch in pipeline.launches(run.path)])
-        return 0, run
+        return 0
 
     def story() -> End:
         pipeline.check_host()  # a submitted job meets its machine here
         if before:
             before()
-        prepare(pipeline, run)
+        if "dataset" in run.record:
+            log.info("data: as the run's first session prepared it")
+        else:
+            prepare(pipeline, run)
         if not pipeline.works:
             return End()
+        _find_checkpoint(run)
         if in_child or pipeline.topology.has_launcher:
             end = _supervised(pipeline, run)
             return judge(run, end) if judge else end
@@ -96,7 +117,17 @@ def start(
         work(run)
         return End()
 
-    return guarded(run, story), run
+    return guarded(run, story)
+
+
+def _find_checkpoint(run: Run) -> None:
+    """Record which checkpoint the workers go on from; every file of it is read and compared with what was written."""
+    found = checkpoints.newest_good(run.path / runs.CHECKPOINTS)
+    if found:
+        log.info("training goes on after step %d (%s)", found.step, found.path.name)
+        run.save(resumed_from=found.path.name)
+    elif run.record["sessions"]:
+        log.warning("%s holds no checkpoint to go on from: training begins anew", run.path)
 
 
 def _supervised(pipeline: Pipeline, run: Run) -> End:
@@ -320,17 +351,45 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
 
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
-    measured = dict(speech_trainer.train().metrics)
+    name = run.record.get("resumed_from")
+    done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
+    measured = _of_all_sessions(speech_trainer, dict(done.metrics))
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
-    folder = run.path / "model"
-    speech_trainer.save_model(str(folder))
-    if rank.is_first:
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
-        if not (folder / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
-            speech_trainer.processing_class.feature_extractor.save_pretrained(str(folder))
+    _save_model(speech_trainer, run, rank)
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
+
+
+def _of_all_sessions(speech_trainer: Any, measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the library's training metrics over all sessions of a run: it counts seconds, and 5's losses too, since it resumed."""
+    if not speech_trainer.resumed_step:
+        return measured
+    ours, theirs = speech_trainer.train_seconds, measured["train_runtime"]
+    speeds = {key: value * theirs / ours for key, value in measured.items() if key.endswith("_per_second")}
+    loss = speech_trainer.total_loss / max(speech_trainer.state.global_step, 1)
+    return measured | speeds | {"train_runtime": round(ours, 4), "train_loss": loss}
+
+
+def _save_model(speech_trainer: Any, run: Run, rank: Rank) -> None:
+    """Write model/, whole or not at all."""
+    folder = run.path / MODEL_FOLDER
+    aside = folder.with_name(f".{folder.name}")
+    try:
+        if rank.is_first:
+            checkpoints.discard(aside)
+        speech_trainer.save_model(str(aside))
+        if not rank.is_first:
+            return
+        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+        if not (aside / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
+            speech_trainer.processing_class.feature_extractor.save_pretrained(str(aside))
+        checkpoints.replace(aside, folder)
+    except checkpoints.write_errors() as error:
+        checkpoints.discard(aside)
+        last = f"; {speech_trainer.last_saved.path} stays" if speech_trainer.last_saved else ""
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"the trained model can't be written into {folder}: {why}{last}. Make room and resume.") from error
 
 
 def evaluate(speech_trainer: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asr.files import written
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
@@ -67,7 +69,7 @@ class Labels:
     def save(self, path: Path) -> None:
         import numpy as np
 
-        with path.open("wb") as file:
+        with written(path) as aside, aside.open("wb") as file:
             np.savez(file, ids=self.ids, ends=self.ends)
 
     @classmethod

@@ -17,6 +17,7 @@ from typing import Any
 from asr import headers
 from asr.audio import TOLERANCE_SECONDS
 from asr.errors import DataError
+from asr.files import written
 from asr.sources import Source, Utterance
 
 FRAME_SECONDS = 0.025  # what any of the models takes to give one output
@@ -91,7 +92,7 @@ def write_undecodable(path: Path, problems: Mapping[str, str]) -> None:
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON object a line. Names of files are bytes: those that are no UTF-8 come back as they were."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+    with written(path) as aside, aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

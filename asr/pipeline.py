@@ -31,6 +31,7 @@ class Pipeline:
     stages: Sequence[str]
     dry_run: bool
     rehearse: bool
+    resume: str
     dataset: Source
     text: text.TextRules
     vocabulary: vocabulary.Vocabulary

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from asr import composition, pipeline, runs, submission
+from asr import composition, pipeline, runs, sessions, submission
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
@@ -49,7 +49,11 @@ def check(asked: composition.CommandLine) -> None:
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
         if submitted or described.rehearse or described.node == 0:
-            runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+            folder = Path(OmegaConf.select(composed, key))
+            if described.resume == "never" or described.rehearse:
+                runs.check_can_hold_run(folder, key=key)
+            elif not multirun:  # a sweep's jobs are looked at one by one
+                sessions.check(composition.to_container(composed), folder, key=key)
     if submitted:
         submission.prepare_environment()
 

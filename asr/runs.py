@@ -17,6 +17,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -26,12 +27,15 @@ from typing import Any
 import yaml
 
 from asr.errors import ConfigError
+from asr.files import written
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml", "metrics.json", "predictions.jsonl"
 LOG_FILE = "run.log"
+LOCK_FILE = ".lock"
+CHECKPOINTS = "checkpoints"
 PACKAGES = (
     "torch transformers optimum-habana habana-torch-plugin accelerate datasets evaluate jiwer hydra-core omegaconf "
     "numpy soundfile soxr tokenizers espeakng-loader"
@@ -55,27 +59,30 @@ class Run:
             "experiment": config["experiment_name"],
             "version": config["experiment_version"],
             "config_sha256": config_sha256(config),
-            "status": "running",
-            "exit_code": None,
             "started": _now(),
-            "finished": None,
-            "command": list(command),
-            "overrides": list(overrides),
-            "git": git_state(),
-            "packages": package_versions(),
-            "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
-            **({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
-            "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
+            **_session(config, command, overrides),
             **({"rehearsal": True} if config.get("rehearse") else {}),
+            "sessions": [],
         }
         try:
             (path / RUN_FILE).open("x").close()  # the one who creates it owns the directory
         except FileExistsError as error:
             raise ConfigError(f"{path} already holds a run; choose another.", key="hydra.run.dir") from error
         run = cls(path, record)
-        write_text(path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        run._write_config(config)
         run.save()
         return run
+
+    def begin_session(self, config: Mapping[str, Any], *, command: Sequence[str], overrides: Sequence[str]) -> None:
+        """Take up a run that was stopped: `sessions` keeps what run.json said of the one before."""
+        facts = _session(config, command, overrides)
+        before = {key: self.record[key] for key in (*facts, "error", "resumed_from") if key in self.record}
+        self.record = {key: value for key, value in self.record.items() if key not in ("error", "resumed_from")}
+        self._write_config(config)
+        self.save(**facts, sessions=[*self.record.get("sessions", []), before])
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def load(cls, path: Path) -> Run:
@@ -99,7 +106,7 @@ class Run:
     @property
     def has_weights(self) -> bool:
         """Whether training has left anything that would be lost with the run."""
-        return (self.path / "model").exists() or any(self.path.glob("checkpoints/*"))
+        return (self.path / "model").exists() or any((self.path / CHECKPOINTS).glob("checkpoint-*"))
 
     def save(self, **facts: Any) -> None:
         """Add facts to run.json."""
@@ -143,9 +150,27 @@ class Run:
                 self.path.parent.rmdir()
 
 
+def _session(config: Mapping[str, Any], command: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what run.json says of a session: each launch that works on a run is one."""
+    return {
+        "status": "running",
+        "exit_code": None,
+        "session_started": _now(),
+        "session_started_at": time.time(),  # seconds since 1970: what trainer.max_hours counts from
+        "finished": None,
+        "command": list(command),
+        "overrides": list(overrides),
+        "git": git_state(),
+        "packages": package_versions(),
+        "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
+        **({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
+        "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
+    }
+
+
 def check_can_hold_run(path: Path, *, key: str = "hydra.run.dir") -> None:
     """Raise ConfigError when `path` isn't empty or can't be written; leaves nothing there."""
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(inside.name != LOCK_FILE for inside in path.iterdir()):
         what = "already holds a run" if (path / RUN_FILE).exists() else "is not empty"
         raise ConfigError(f"{path} {what}; choose another.", key=key)
     made: list[Path] = []
@@ -182,8 +207,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the hash of a resolved configuration, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """Return the hash of a resolved configuration, whatever the order of its keys; `resume` changes no result."""
+    decisive = {key: value for key, value in config.items() if key != "resume"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def git_state() -> dict[str, Any] | None:
@@ -248,10 +274,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there, so that a reader sees the old one or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
-    aside.replace(path)
+    """Write a file so that a reader sees the old one or the new one."""
+    with written(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
 
 
 def _now() -> str:

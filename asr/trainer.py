@@ -19,6 +19,7 @@ from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError, did_you_mean
+from asr.resuming import ResumingMixin
 
 if TYPE_CHECKING:
     from asr.engines import Engine
@@ -94,6 +95,7 @@ class CTCTraining:
             "seed": seed,
             "remove_unused_columns": False,
             "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
+            "restore_callback_states_from_checkpoint": True,
         }
         engine = engines.engine(self.engine)
         args = engine.training_arguments({**ours, **self.args}, topology)
@@ -108,6 +110,7 @@ class CTCTraining:
                 processing_class=processor,
                 batching=batching,
                 engine=engine,
+                on_save_error=self.on_save_error,
                 **engine.trainer_options(gaudi_config),
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
@@ -149,6 +152,13 @@ class Forwarded:
         self.padded += inputs.shape[0] * inputs.shape[1]
         self.audio_seconds += sum(facts.seconds)
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "shapes": sorted(self.shapes)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Forwarded:
+        return cls(**{**content, "shapes": {tuple(shape) for shape in content["shapes"]}})
+
     @classmethod
     def of(cls, parts: Sequence[Forwarded]) -> Forwarded:
         """Return what several ranks have forwarded together."""
@@ -171,16 +181,13 @@ _ENDED: list[Any] = []
 """Trainers of several ranks that have ended, kept from their destructors."""
 
 
-class SpeechTrainerMixin:
+class SpeechTrainerMixin(ResumingMixin):
     """Stands before a Trainer class: gives it our batches and counts what goes through forward.
 
     For GaudiTrainer, GaudiSeq2SeqTrainer and transformers' Trainer alike. Fillers must count for nothing in the loss:
     rows without labels do so in a model's own cross-entropy; CTCTrainerMixin sees to it for CTC.
     """
 
-    args: Any
-    model: Any
-    accelerator: Any
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
@@ -211,7 +218,7 @@ class SpeechTrainerMixin:
                 "trainer.args.per_device_train_batch_size or leave dataloader_drop_last out."
             )
         _log_plan("training", batches)
-        return self._loader(self.train_dataset, batches, self.data_collator)
+        return self._loader(self.train_dataset, self.positioned(batches), self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         data = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -222,6 +229,7 @@ class SpeechTrainerMixin:
         return self._loader(data, batches, self.data_collator.for_evaluation())
 
     def _loader(self, data: UtteranceDataset, batches: Any, collate: Callable[..., Any]) -> Any:
+        import torch
         from torch.utils.data import DataLoader
 
         workers = self.args.dataloader_num_workers
@@ -231,6 +239,7 @@ class SpeechTrainerMixin:
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=workers,
+            generator=torch.Generator(),  # its own: a loader's start draws a number, and must not move the model's dice
             pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
             **(options if workers else {}),
         )
@@ -238,6 +247,25 @@ class SpeechTrainerMixin:
         # batch for one that has to be cut down to the remainder of the dataset's length (Accelerator.gather_for_metrics).
         self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
+
+    def progress(self) -> dict[str, Any]:
+        return super().progress() | {
+            "evaluation_seconds": self.evaluation_seconds,
+            "forwarded": {phase: seen.to_json() for phase, seen in self.forwarded.items()},
+        }
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        super().restore(progress)
+        self.evaluation_seconds = progress["evaluation_seconds"]
+        self.forwarded = {phase: Forwarded.from_json(seen) for phase, seen in progress["forwarded"].items()}
+
+    def merged(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let the first rank go on with what all have counted."""
+        together = {}
+        for phase in parts[0]["forwarded"]:
+            counted = [Forwarded.from_json(part["forwarded"][phase]) for part in parts]
+            together[phase] = (Forwarded.of(counted) if self.args.process_index == 0 else Forwarded()).to_json()
+        return super().merged(parts) | {"forwarded": together}
 
     def gather_forwarded(self, phase: str) -> None:
         """Make this rank's counts those of all ranks together; every rank has to call it."""

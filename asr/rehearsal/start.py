@@ -50,8 +50,10 @@ def _combinations(composed: Mapping[str, Any], replaced: Collection[str]) -> lis
     return [str(problem) for problem in compatibility.problems(asked, on_this_host=False) if problem.key not in replaced]
 
 
-def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool) -> tuple[int, Run | None]:
-    """Rehearse an experiment in `run_dir`; as asr.experiment.start, which it runs with a smaller one."""
+def start(
+    composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str], in_child: bool, named: bool = True
+) -> tuple[int, Run | None]:
+    """Rehearse an experiment in `run_dir`; as asr.experiment.start, which it runs with a smaller one. A rehearsal is never resumed."""
     smaller = shrink(composed)
     combinations = _combinations(composed, {change.key for change in smaller.substitutions})
 
@@ -73,7 +75,9 @@ def start(composed: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str
             else End(1, f"{len(found['failures'])} of what was rehearsed would fail: see {run.path / verdict.REHEARSAL_FILE}")
         )
 
-    code, run = experiment.start(smaller.config, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge)
+    code, run = experiment.start(
+        {**smaller.config, "resume": "never"}, run_dir, overrides=overrides, in_child=True, before=device.build, judge=judge
+    )
     found = verdict.load(run.path) if run is not None else None
     if run is not None and found is not None:
         from rich import print as show

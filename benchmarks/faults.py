@@ -1,0 +1,107 @@
+"""Faults made for real, and what a run makes of them: killed at random moments, checkpoints cut.
+
+    python benchmarks/faults.py kills [--times 100] [--seed 0]
+    python benchmarks/faults.py cuts [--times 50] [--seed 0]
+
+`kills`: a short run that never stops, then the same run killed by SIGKILL at a random moment and gone on with
+(resume=auto), each time compared: weights, metrics, predictions and logged losses must be equal, bit for bit. `cuts`: files of
+checkpoints cut at random offsets, each of which must be found out. Prints a table; as the last line, a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import killing
+
+
+def kills(folder: Path, times: int, seed: int) -> dict[str, Any]:
+    """Kill and resume a run many times; return how many ended equal to the one that never stopped."""
+    killing.import_libraries()
+    config = killing.composed([*killing.SHORT, "resume=auto"])
+    reference = folder / "reference"
+    code, seconds = killing.run(config, reference)
+    assert code == 0, reference.with_suffix(".said").read_text(encoding="utf-8")
+    expected = killing.results(reference)
+    code, seconds = killing.run(config, folder / "again")  # its data is cached now: what the others take
+    assert code == 0 and not killing.differences(expected, killing.results(folder / "again")), "two runs of one configuration differ"
+    dice = random.Random(seed)
+    equal, killed, resumed_at, problems = 0, 0, [], []
+    for number in range(times):
+        run_dir = folder / f"{number:03}"
+        moments = [dice.uniform(0, seconds)] if number % 4 else sorted(dice.uniform(0, seconds) for _ in range(2))  # some twice
+        for moment in moments:
+            at = time.monotonic() + moment
+            code, _ = killing.run(config, run_dir, until=lambda at=at: time.monotonic() >= at)
+            killed += code == 137
+        code, _ = killing.run(config, run_dir)
+        said = run_dir.with_suffix(".said").read_text(encoding="utf-8")
+        found = [f"exit code {code}: {said[-2000:]}"] if code else killing.differences(expected, killing.results(run_dir))
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        resumed_at.append(int(record.get("resumed_from", "checkpoint-0").rpartition("-")[2]))
+        equal += not found
+        problems += [f"{number} (killed after {moments} s, went on from step {resumed_at[-1]}): {text}" for text in found]
+        print(f"{number + 1:4} of {times}: {'equal' if not found else found[0][:300]}, from step {resumed_at[-1]}", flush=True)
+        if not found:
+            shutil.rmtree(run_dir)
+    steps = {f"from_step_{step}": resumed_at.count(step) for step in sorted(set(resumed_at))}
+    print("\n".join(problems))
+    return {"kills": killed, "resumes": times, "equal": equal, "seconds_of_a_run": round(seconds, 2), **steps}
+
+
+def cuts(folder: Path, times: int, seed: int) -> dict[str, Any]:
+    """Cut a file of a checkpoint at a random offset, many times; return how many were found out."""
+    from asr import checkpoints
+
+    killing.import_libraries()
+    run_dir = folder / "run"
+    code, _ = killing.run(killing.composed(killing.SHORT), run_dir)
+    assert code == 0, run_dir.with_suffix(".said").read_text(encoding="utf-8")
+    whole = checkpoints.every(run_dir / "checkpoints")
+    before, newest = whole[-2].path, whole[-1].path
+    dice = random.Random(seed)
+    detected, seconds = 0, []
+    for number in range(times):
+        there = folder / f"cut-{number:03}"
+        for path in (before, newest):
+            shutil.copytree(path, there / path.name)
+        files = sorted(path for path in (there / newest.name).iterdir() if path.stat().st_size)
+        file = dice.choice(files)
+        size = file.stat().st_size
+        os.truncate(file, offset := dice.randrange(size))
+        begin = time.perf_counter()
+        found = checkpoints.newest_good(there)
+        seconds.append(time.perf_counter() - begin)
+        detected += found is not None and found.path.name == before.name
+        print(f"{number + 1:4} of {times}: {file.name} cut to {offset} of {size} bytes: gone on from {found and found.path.name}")
+        shutil.rmtree(there)
+    return {"cuts": times, "detected": detected, "median_seconds_to_look": round(statistics.median(seconds), 4)}
+
+
+FAULTS = {"kills": kills, "cuts": cuts}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fault", choices=list(FAULTS))
+    parser.add_argument("--times", type=int, help="how often; the default is the figure above")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, help="the folder that the runs are made in; a temporary one without it")
+    asked = parser.parse_args(arguments)
+    times = asked.times or {"kills": 100, "cuts": 50}[asked.fault]
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = FAULTS[asked.fault](asked.corpus or Path(temporary), times, asked.seed)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, engines, metrics
+from asr import argument_checks, averaging, best, early_stopping, engines, metrics
+from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
+from asr.best import Best
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
-from asr.errors import ConfigError, DataError, did_you_mean
+from asr.errors import ConfigError, DataError
 from asr.resuming import ResumingMixin
 
 if TYPE_CHECKING:
@@ -67,11 +69,9 @@ class CTCTraining:
         metrics.check_names(self.eval_metrics)
         engine = engines.engine(self.engine)
         self.args = argument_checks.checked(self.args, engine)
-        best = self.args.get("metric_for_best_model")
-        measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
-        if best is not None and str(best).removeprefix("eval_") not in measured:
-            near = did_you_mean(str(best), measured)
-            raise ConfigError(f"{best!r} is not one of {', '.join(measured)}.{near}", key="args.metric_for_best_model")
+        best.check(self.args, self.eval_metrics)
+        early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
+        averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
 
     def build(
         self,
@@ -96,6 +96,7 @@ class CTCTraining:
             "remove_unused_columns": False,
             "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
             "restore_callback_states_from_checkpoint": True,
+            **best.arguments(self.args),
         }
         engine = engines.engine(self.engine)
         args = engine.training_arguments({**ours, **self.args}, topology)
@@ -117,6 +118,11 @@ class CTCTraining:
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
         engine.ready(trainer)
         trainer.add_callback(_first_step_logger())
+        if self.early_stopping_patience is not None:
+            trainer.add_callback(early_stopping.callback(self.early_stopping_patience, self.early_stopping_threshold))
+        if self.average_checkpoints is not None:
+            averaged = Averaging(self.average_checkpoints, Best.of(args) if self.average_by == "best" else None)
+            trainer.averaging, trainer.protect = averaged, lambda: averaged.worth_keeping(trainer.checkpoints)
         return trainer
 
 
@@ -192,6 +198,8 @@ class SpeechTrainerMixin(ResumingMixin):
     train_dataset: Any
     eval_dataset: Any
     compute_metrics: Any
+    averaging: Averaging | None = None
+    """Whose mean the weights become, once all steps are done."""
     _train_batch_size: int | None = None
 
     model_accepts_loss_kwargs: bool

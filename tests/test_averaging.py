@@ -133,10 +133,10 @@ def test_damaged_checkpoints_are_no_part_of_it(tmp_path, caplog):
     for step in (1, 2, 3):
         saved(tmp_path, step, step, LOG)
     spoilt(tmp_path / "checkpoint-3", "cut short")
-    names, model = applied(tmp_path, Averaging(2, Best("wer", False)))
+    names, _ = applied(tmp_path, Averaging(2, Best("wer", False)))
     assert names == ["checkpoint-1", "checkpoint-2"]
     assert "model.safetensors of checkpoint-3 has" in caplog.text
-    names, model = applied(tmp_path, Averaging(5))
+    names, _ = applied(tmp_path, Averaging(5))
     assert names == ["checkpoint-1", "checkpoint-2"]
     assert "trainer.average_checkpoints=5, and there are 2" in caplog.text
     for step in (1, 2):

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from asr import composition, experiment, preflight, stops, submission
 from asr.errors import AsrError, JobError
 from asr.rehearsal import start as rehearsal
+from asr.secrets import redacted
 
 
 @hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
@@ -23,6 +24,8 @@ def run(composed: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     with submission.job(settings.runtime.output_dir):
+        if submission.is_requeued(settings.runtime.output_dir):
+            container["resume"] = "auto"
         begin = rehearsal.start if container["rehearse"] else experiment.start
         code, done = begin(
             container,
@@ -46,6 +49,9 @@ def run(composed: DictConfig) -> float | None:
 def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of ending Hydra with exit code 1
     try:
+        stops.listen()
+        if submission.is_requeued() and not any(word.lstrip("+").startswith("resume=") for word in sys.argv[1:]):
+            sys.argv.append("resume=auto")
         asked = composition.read_command_line(sys.argv[1:])
         if asked.action == "help":
             print(composition.help_text())
@@ -62,7 +68,7 @@ def main() -> int:
     except (KeyboardInterrupt, stops.Terminated) as stop:
         return stops.ended_by(stop).exit_code
     except Exception:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         return 1
     return 0
 

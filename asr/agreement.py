@@ -48,6 +48,16 @@ class Agreement:
         """Exchange `counts` at once, also while another exchange goes on. Every rank waits for all: a barrier."""
         return _ended(self._started(counts))
 
+    def gathered(self, said: Any) -> list[Any]:
+        """Return what every rank says, by rank: a small object that can be pickled."""
+        if self._group is None:
+            return [said]
+        import torch.distributed
+
+        each: list[Any] = [None] * torch.distributed.get_world_size(self._group)
+        torch.distributed.all_gather_object(each, said, group=self._group)
+        return each
+
 
 def _ended(begun: tuple[Any, Any]) -> list[int]:
     work, sums = begun

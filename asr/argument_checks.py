@@ -71,6 +71,7 @@ ELSEWHERE = {
     "batch_eval_metrics": "an evaluation is scored as a whole",
     "prediction_loss_only": "trainer.eval_metrics says what is scored",
     "remove_unused_columns": "batches hold what the model takes and nothing else",
+    "logging_nan_inf_filter": "trainer.on_nan says what follows a loss that isn't finite",
     "overwrite_output_dir": "a run never overwrites another",
 }
 """Arguments that another key decides, with that key."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from asr import __version__
+from asr import __version__, stops
 from asr.errors import AsrError
 from asr.runs import Run
 
@@ -49,6 +49,21 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = P
     show_table(listing(runs_under(folder)))
 
 
+@commands.command()
+def resume(run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped, killed or preempted.")]) -> None:
+    """Go on with a run from its newest whole checkpoint; one that has finished is left alone.
+
+    With several servers, start launch.py with resume=auto on each instead.
+    """
+    from asr import replay
+    from asr.report import show_end
+
+    code, done = replay.resume(run)
+    if code:
+        raise typer.Exit(code)
+    show_end(done)
+
+
 def app() -> None:
     """Run the command line; a user's mistake is one line and its exit code."""
     try:
@@ -56,3 +71,5 @@ def app() -> None:
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(mistake.exit_code)
+    except (KeyboardInterrupt, stops.Terminated) as stop:
+        sys.exit(stops.ended_by(stop).exit_code)

@@ -38,7 +38,7 @@ class BatchFacts:
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
     of each row, 0 for a filler. `label_lengths`: labels of each, likewise. `seconds`: audio of each. `bad`: row number and
-    problem of rows that couldn't be decoded. `rows_per_rank`: as in asr.batching.Slot.
+    problem of rows that couldn't be decoded. `rows_per_rank` and `epoch`: as in asr.batching.Slot.
     """
 
     rows: tuple[int, ...]
@@ -47,6 +47,7 @@ class BatchFacts:
     seconds: tuple[float, ...]
     bad: tuple[tuple[int, str], ...] = ()
     rows_per_rank: float | None = None
+    epoch: int = 0
 
     @property
     def real(self) -> tuple[bool, ...]:
@@ -76,6 +77,7 @@ class UtteranceDataset:
     """A map-style torch dataset over slots: decodes and extracts features when a row is asked for, deterministically.
 
     `on_bad`: "drop" turns a row that can't be decoded into a filler with its problem, "fail" raises its DataError.
+    `max_bad_fraction`: most of the rows that whoever trains on them may find to be such.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class UtteranceDataset:
         feature_extractor: Any,
         *,
         on_bad: str = "fail",
+        max_bad_fraction: float = 1.0,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
@@ -92,6 +95,7 @@ class UtteranceDataset:
         self.labels = labels
         self.feature_extractor = feature_extractor
         self.on_bad = on_bad
+        self.max_bad_fraction = max_bad_fraction
         self.augmentation = augmentation
         self.seed = seed
         self.input_length = InputLength.of(feature_extractor.to_dict())
@@ -246,4 +250,5 @@ def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
         seconds=tuple(r.seconds for r in rows),
         bad=tuple((r.number, r.problem) for r in rows if r.problem),
         rows_per_rank=rows[0].rows_per_rank,
+        epoch=rows[0].epoch,
     )

@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asr import secrets
 from asr.config import Config, dotted_keys, import_target
 from asr.errors import ConfigError, did_you_mean
 
@@ -117,6 +118,7 @@ class CommandLine:
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Parse Hydra's own flags and overrides; raise ConfigError for overrides that can't be parsed."""
+    _check_no_secrets(arguments)
     options = get_args_parser().parse_args(list(arguments))
     overrides = list(options.overrides)
     if options.config_dir:
@@ -135,6 +137,19 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     with explained(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
         return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+
+
+def _check_no_secrets(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a secret on the command line, which every user of this host can read, and which run.json keeps."""
+    for word in arguments:
+        shown = word.partition("=")[0]
+        for name, secret in secrets.here().items():
+            if secret in word:
+                raise ConfigError(f"holds the value of ${name}; secrets come from the environment only.", key=secrets.redacted(shown))
+        if "hydra.job.env_set" in word:
+            for name in re.findall(r"(\w+)\s*[=:]", word):
+                if secrets.SECRET_NAME.search(name):
+                    raise ConfigError(f"sets {name} for all to see; export it in your shell instead.", key="hydra.job.env_set")
 
 
 def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:

@@ -11,16 +11,14 @@ import contextlib
 import importlib
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from asr import secrets
 from asr.errors import ConfigError, did_you_mean
 
-SECRET_NAME = re.compile(r"(?i)((token|key|secret|credential)s?|pass(word|wd|phrase)?s?|_pat)$")
-"""Names of environment variables whose values must not be written anywhere."""
 RESUME = ("never", "auto")
 STAGES = ("prepare", "train", "evaluate")
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
@@ -142,15 +140,14 @@ def check_root(config: Mapping[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"{config['seed']} is out of range; it must be at least 0 and below 2**32.", key="seed")
     for key in ("experiment_name", "experiment_version"):
-        if Path(config[key]).name != config[key] or config[key] in ("", ".", ".."):
-            raise ConfigError(f"{config[key]!r} can't name a folder; leave out slashes.", key=key)
+        if Path(config[key]).name != config[key] or config[key] in ("", ".", "..") or not config[key].isprintable():
+            raise ConfigError(f"{config[key]!r} can't name a folder; leave out slashes and control characters.", key=key)
 
 
 def check_no_secrets(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that holds what a secret variable of the environment holds: it would be written."""
-    secrets = {name: value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
     for key, value in _leaves(config):
-        for name, secret in secrets.items():
+        for name, secret in secrets.here().items():
             if isinstance(value, str) and secret in value:
                 raise ConfigError(f"holds the value of ${name}; secrets come from the environment only and are never written.", key=key)
 
@@ -163,6 +160,24 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, path)
         else:
             yield path, value
+
+
+def check_targets(config: Mapping[str, Any], allowed: Sequence[str] = ("asr.",)) -> None:
+    """Raise a ConfigError unless a configuration that comes from elsewhere makes objects of `allowed` packages alone.
+
+    What is named must be a dataclass that a module there defines, not one that it imports; nothing else is imported to find out.
+    Interpolations are refused too: a run's configuration is resolved, and one that isn't could carry a variable of the environment out.
+    """
+    for key, value in _leaves(config):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError("holds an interpolation, which a run's configuration never does.", key=key)
+        if key.rpartition(".")[2] != "_target_":
+            continue
+        outside = ConfigError(f"{value!r} is not a class of {', '.join(allowed)}*: a run's configuration makes no other.", key=key)
+        if not isinstance(value, str) or not value.startswith(tuple(allowed)):
+            raise outside
+        if not f"{import_target(value, key=key).__module__}.".startswith(tuple(allowed)):
+            raise outside
 
 
 def import_target(path: str, *, key: str = "_target_") -> type:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asr import hub
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
@@ -103,7 +104,7 @@ class CTCModel:
         elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise ConfigError(f"there is no folder {name!r}.", key="name_or_path")
         else:
-            path = _downloaded(name, file_name, self.revision, self.cache_dir)
+            path = hub.file(name, file_name, key="name_or_path", revision=self.revision, cache_dir=self.cache_dir)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -194,8 +195,13 @@ class CTCModel:
                 return dict(self._checkpoint_json("processor_config.json")["feature_extractor"])
             raise
 
+    def fetch(self) -> None:
+        """Have the checkpoint's files here, with its weights: from the cache or the hub; raise ConfigError."""
+        if self.name_or_path is not None:
+            self._path(key="name_or_path")
+
     def where(self) -> dict[str, Any]:
-        """Return what every from_pretrained of this checkpoint needs."""
+        """Return what else a from_pretrained of this checkpoint's tokenizer needs."""
         return {"revision": self.revision, "cache_dir": self.cache_dir, "trust_remote_code": self.trust_remote_code}
 
     def load(self, tokenizer: PreTrainedTokenizerBase, *, new_head: bool) -> PreTrainedModel:
@@ -212,14 +218,18 @@ class CTCModel:
             if self.name_or_path is None:
                 config = AutoConfig.for_model(**self.architecture)
             else:
-                config = AutoConfig.from_pretrained(self._path(), **self.where())
+                config = AutoConfig.from_pretrained(self._path(), trust_remote_code=self.trust_remote_code)
             masks = {"apply_spec_augment": True} if self.mask_time_prob or self.mask_feature_prob else {}
             config.update({**masks, **self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
             if self.name_or_path is None:
                 model = AutoModelForCTC.from_config(config, **attention)
             else:
                 model = AutoModelForCTC.from_pretrained(
-                    self._path(), config=config, ignore_mismatched_sizes=new_head, **self.where(), **attention
+                    self._path(),
+                    config=config,
+                    ignore_mismatched_sizes=new_head,
+                    trust_remote_code=self.trust_remote_code,
+                    **attention,
                 )
         except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:400]
@@ -242,7 +252,7 @@ class CTCModel:
         key = "model.feature_extractor" if self.name_or_path is None else "model.name_or_path"
         try:
             if self.name_or_path is not None:
-                extractor = transformers.AutoFeatureExtractor.from_pretrained(self._path(), **self.where())
+                extractor = transformers.AutoFeatureExtractor.from_pretrained(self._path(), trust_remote_code=self.trust_remote_code)
             else:
                 arguments = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", **self.feature_extractor}
                 extractor = getattr(transformers, str(arguments.pop("feature_extractor_type")))(**arguments)
@@ -261,9 +271,12 @@ class CTCModel:
         cls = transformers.Wav2Vec2BertProcessor if wanted == "input_features" else transformers.Wav2Vec2Processor
         return cls(feature_extractor=extractor, tokenizer=tokenizer)
 
-    def _path(self) -> str:
-        folder = Path(str(self.name_or_path)).expanduser()
-        return str(folder) if folder.is_dir() else str(self.name_or_path)
+    def _path(self, *, key: str = "model.name_or_path") -> str:
+        """Return the checkpoint's folder: the hub's names too are one here, so that transformers asks no network for its dozen files."""
+        name = str(self.name_or_path)
+        if hub.is_name(name):
+            return str(hub.model_folder(name, key=key, revision=self.revision, cache_dir=self.cache_dir))
+        return str(Path(name).expanduser())
 
     def _check_config_keys(self, model_type: str) -> None:
         """Raise ConfigError for a model type without a CTC model, or a value its config class doesn't take."""
@@ -288,33 +301,6 @@ class CTCModel:
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
-
-
-@lru_cache
-def _downloaded(name: str, file_name: str, revision: str | None, cache_dir: str | None) -> Path:
-    """Return a JSON file of a hub model, from the cache or the hub, asked once a process; raise ConfigError."""
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    where = {"filename": file_name, "revision": revision, "cache_dir": cache_dir}
-    try:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(hf_hub_download(name, **where, local_files_only=True))
-        if not (HF_HUB_OFFLINE or getproxies()):  # without a name server the hub's client would retry for half a minute
-            socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-        return Path(hf_hub_download(name, **where, etag_timeout=5))
-    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
-        raise ConfigError(
-            f"{name!r} is neither a local folder, nor in the hub's cache, nor to be had from {ENDPOINT}{offline}: "
-            f"{type(error).__name__}. Check the name, or give a folder that holds config.json and weights.",
-            key="name_or_path",
-        ) from error
 
 
 _PACKAGES = {"data2vec-audio": "data2vec"}

@@ -6,13 +6,18 @@ In: what was wrong and where. Out: one message that names the key, file or utter
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from asr.secrets import redacted
 
 
 class AsrError(Exception):
-    """A user's mistake: shown as its message alone, without a traceback."""
+    """A user's mistake: shown as its message alone, without a traceback and without secrets that a library put into it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class ConfigError(AsrError):
@@ -65,6 +70,14 @@ class JobError(AsrError):
 
     def __reduce__(self) -> tuple[type[JobError], tuple[object, int, str | None]]:
         return JobError, (self.run_dir, self.exit_code, self.log)  # a submitted job's error comes back as a pickle
+
+
+MOST_NAMED = 8
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMED, *, by: str = ", ") -> str:
+    """Return the first of some names in one line, and how many more there are."""
+    return by.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

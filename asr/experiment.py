@@ -20,6 +20,7 @@ from asr import (
     config,
     early_stopping,
     engines,
+    failures,
     fitting,
     freezing,
     manifest,
@@ -38,6 +39,7 @@ from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
+from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
 from asr.spec_augment import takes_masks
@@ -148,8 +150,11 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
     stops.listen()
     runs.configure_logging(None)
     try:
-        nodes.wait_for_run(run_dir, pipeline.topology)
+        nodes.wait_for_run(run_dir, pipeline.topology, resumes=pipeline.resume == "auto")
         run = Run.load(run_dir)
+        if run.record["status"] == "finished":
+            log.warning("%s has finished: there is nothing to resume", run_dir)
+            return 0, None
 
         def story() -> End:
             runs.check_same_config(run, composed, except_for=NODE_S_OWN)
@@ -160,7 +165,9 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
     except (KeyboardInterrupt, Terminated) as stop:
         log.error("%s", ended_by(stop).error)
         raise
-    if end.exit_code:
+    if end.exit_code == stops.PREEMPTED:
+        log.error("%s", end.error)
+    elif end.exit_code:
         log.error("error: %s", end.error)
         nodes.say_failed(run_dir, pipeline.topology, pipeline.node, end.exit_code)
     return end.exit_code, None
@@ -169,17 +176,20 @@ def _take_part(pipeline: Pipeline, composed: Mapping[str, Any], run_dir: Path) -
 def guarded(run: Run, story: Callable[[], End]) -> int:
     """Tell the story, record its end in run.json whatever it is, and return the exit code of the contract.
 
-    Ctrl-C and a signal that ends the process are recorded and raised again; `stops.ended_by` has their exit codes.
+    Ctrl-C and a signal that ends the process are recorded and raised again, as is a training's end as preempted; `stops.ended_by`
+    has their exit codes.
     """
     stops.listen()
     try:
         end = explained(story, run.path)
     except (KeyboardInterrupt, Terminated) as stop:
         end = ended_by(stop)
-        log.error("%s; what is in %s stays", end.error, run.path)
+        log.error(*([end.error] if isinstance(stop, stops.Preempted) else ["%s; what is in %s stays", end.error, run.path]))
         _record(run, end)
         raise  # past Hydra, so that a sweep stops too
-    if end.exit_code:
+    if end.exit_code == stops.PREEMPTED:
+        log.error("%s", end.error)
+    elif end.exit_code:
         log.error("error: %s", end.error)
     others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
     if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
@@ -287,19 +297,27 @@ def work(run: Run, rank: Rank | None = None) -> None:
     if rank.is_first:
         run.save(**facts)
     measured: dict[str, Any] = {}
-    if "train" in pipeline.stages:
-        measured |= train(speech_trainer, run, rank)
-    if "evaluate" in pipeline.stages:
-        measured |= evaluate(speech_trainer)
+    try:
+        if "train" in pipeline.stages:
+            measured |= train(speech_trainer, run, rank)
+        if "evaluate" in pipeline.stages:
+            measured |= evaluate(speech_trainer)
+    finally:  # too many of them are why a run ends
+        if rank.is_first:
+            _list_undecodable(speech_trainer, run)
     _log_forwarded(measured)
     if rank.is_first:
         run.write_metrics(measured)
-        for role, seen in speech_trainer.forwarded.items():
-            if seen.bad:
-                manifest.write_undecodable(_manifest_path(run, role), seen.bad)
         if "evaluate" in pipeline.stages:
             run.write_predictions(scorer.predictions)
     speech_trainer.end()
+
+
+def _list_undecodable(speech_trainer: Any, run: Run) -> None:
+    for role, seen in speech_trainer.forwarded.items():
+        known = speech_trainer.undecodable.known[role] | seen.bad
+        if known:
+            manifest.write_undecodable(_manifest_path(run, role), known)
 
 
 def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
@@ -322,6 +340,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
             Labels.load(_labels_path(run, role)),
             extractor,
             on_bad=pipeline.dataset.on_bad,
+            max_bad_fraction=pipeline.dataset.max_bad_fraction,
             augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
             seed=pipeline.seed,
         )
@@ -353,7 +372,9 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     name = run.record.get("resumed_from")
-    done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
+    with stops.deferred() as asked, failures.explained(speech_trainer):
+        _saves_when_preempted(speech_trainer, run, asked)
+        done = speech_trainer.train(resume_from_checkpoint=str(run.path / runs.CHECKPOINTS / name) if name else None)
     measured = _of_all_sessions(speech_trainer, dict(done.metrics))
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
@@ -367,13 +388,33 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 
 
+def _saves_when_preempted(speech_trainer: Any, run: Run, asked: stops.Asked) -> None:
+    """Have all ranks save one step and end where any of them was asked to end, or trainer.max_hours are over."""
+    preemption = Preemption(
+        speech_trainer,
+        asked,
+        run.path,
+        started=run.record["session_started_at"],
+        max_hours=run.config["trainer"].get("max_hours"),
+    )
+
+    def after_save(problem: str | None) -> None:
+        if preemption.wanted:
+            step = speech_trainer.state.global_step
+            preemption.saved(step) if problem is None else preemption.not_saved(step, problem)
+
+    speech_trainer.agreed.append(preemption)
+    speech_trainer.after_save.append(after_save)
+
+
 def _of_all_sessions(speech_trainer: Any, measured: dict[str, Any]) -> dict[str, Any]:
     """Return the library's training metrics over all sessions of a run: it counts seconds, and 5's losses too, since it resumed."""
     if not speech_trainer.resumed_step:
         return measured
     ours, theirs = speech_trainer.train_seconds, measured["train_runtime"]
     speeds = {key: value * theirs / ours for key, value in measured.items() if key.endswith("_per_second")}
-    loss = speech_trainer.total_loss / max(speech_trainer.state.global_step, 1)
+    taken = speech_trainer.state.global_step - speech_trainer.bad_numbers.steps_skipped
+    loss = speech_trainer.total_loss / max(taken, 1)
     return measured | speeds | {"train_runtime": round(ours, 4), "train_loss": loss}
 
 
@@ -401,7 +442,8 @@ def _save_model(speech_trainer: Any, run: Run, rank: Rank) -> None:
 def evaluate(speech_trainer: Any) -> dict[str, Any]:
     """Evaluate once over the whole split and return what was measured."""
     speech_trainer.forwarded["eval"] = trainer.Forwarded()  # evaluations during training had their own
-    measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
+    with failures.explained(speech_trainer):
+        measured = {k: v for k, v in speech_trainer.evaluate().items() if not k.endswith(("_end_time", "_preparation_time"))}
     speech_trainer.gather_forwarded("eval")
     return measured | _forwarded(speech_trainer, "eval", measured["eval_runtime"])
 

@@ -22,16 +22,23 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 
 
-def wait_for_run(run_dir: Path, topology: Topology) -> None:
-    """Return once server 0 has begun the run; raise LaunchError when it doesn't, ConfigError when the folder holds another."""
+def wait_for_run(run_dir: Path, topology: Topology, *, resumes: bool = False) -> None:
+    """Return once server 0 has begun the run; raise LaunchError when it doesn't, ConfigError when the folder holds another.
+
+    `resumes`: the folder may hold the run's last session. What is new is known by server 0's beat, which a run that was
+    killed has no more, whatever its record says.
+    """
     begin = said = time.monotonic()
     record = run_dir / "run.json"  # empty at first, complete once config.yaml is
-    while (there := read_record(record)) is None:
+    first = _beat(run_dir)
+    while (there := read_record(record)) is None or (resumes and (there["status"] != "running" or _beat(run_dir) in (None, first))):
         if time.monotonic() - begin > topology.join_seconds:
             raise LaunchError(
                 f"server 0 has begun no run in {run_dir} within {topology.join_seconds:.0f} s (topology.join_seconds). "
                 "Is it the same folder there, on a file system that the servers share?"
             )
+        if resumes and there is not None and there["status"] == "finished":
+            return  # nothing is left to do
         if time.monotonic() >= said:
             log.info("waiting for server 0 to begin the run in %s", run_dir)
             said = time.monotonic() + 60
@@ -39,6 +46,11 @@ def wait_for_run(run_dir: Path, topology: Topology) -> None:
     if there["status"] != "running":
         reason = f" ({there['error']})" if "error" in there else ""
         raise ConfigError(f"{run_dir} already holds a run, which has {there['status']}{reason}; choose another.", key="hydra.run.dir")
+
+
+def _beat(run_dir: Path) -> int | None:
+    record = read_record(run_dir / "ranks" / "node-0.json")
+    return None if record is None else record["beat"]
 
 
 def say_failed(run_dir: Path, topology: Topology, node: int, exit_code: int) -> None:

@@ -113,7 +113,10 @@ class Pipeline:
             )
 
     def check_host(self) -> None:
-        """Check what training needs of the machine that it runs on; raise ConfigError."""
+        """Check what training needs of the machine that it runs on, and have there what it needs of the hub; raise ConfigError.
+
+        Ranks that each ask the hub for a model's files would wait for it one by one: they find them in the cache.
+        """
         if not self.works:
             return
         engines.engine(self.trainer.engine).check_installed()
@@ -122,6 +125,19 @@ class Pipeline:
         with config.under("topology"):
             launchers.check_installed(self.topology)
             self.topology.check_host(has_devices=not self.rehearse)
+        self.fetch()
+
+    def fetch(self) -> None:
+        """Have the weights and the tokenizer that the hub has here, in its cache; raise ConfigError."""
+        if self.vocabulary.tokenizer_name_or_path is not None:
+            with config.under("vocabulary"):
+                self.vocabulary.fetch(**self._where_tokenizer_is())
+        if self.rehearse or self.model.name_or_path is None:  # a rehearsal's weights are random
+            return
+        with config.under("model"):
+            self.model.fetch()
+            if self.takes_model_s_tokenizer:
+                vocabulary.tokenizer_folder(self.model.name_or_path, key="name_or_path", **self.model.where())
 
     @property
     def splits(self) -> dict[str, str]:
@@ -136,15 +152,22 @@ class Pipeline:
             return True
         return self.vocabulary.tokenizer_name_or_path is None and not self.model.has_own_tokenizer()
 
+    def _where_tokenizer_is(self) -> dict[str, Any]:
+        """Return with what a given tokenizer is loaded. A rehearsal's model has no checkpoint: its revision is that of the tokenizer."""
+        return self.model.where() if self.rehearse else {**self.model.where(), "revision": None}
+
+    @property
+    def takes_model_s_tokenizer(self) -> bool:
+        return not self.builds_vocabulary and self.vocabulary.tokenizer_name_or_path is None
+
     def tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
         """Return the tokenizer of this run."""
         if self.builds_vocabulary:
             return self.vocabulary.tokenizer_in(run_dir)
         if self.vocabulary.tokenizer_name_or_path is not None:
-            where = self.model.where()
-            if not self.rehearse:  # its model has no checkpoint: a revision is that of the checkpoint's tokenizer
-                where |= {"revision": None}
-            return self.vocabulary.tokenizer_of(self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **where)
+            return self.vocabulary.tokenizer_of(
+                self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **self._where_tokenizer_is()
+            )
         log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
         return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
 

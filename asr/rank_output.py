@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from asr.secrets import redacted
 from asr.topology import Topology
 
 LAST_LINES = 20
@@ -63,8 +64,9 @@ class Lines:
             self._write(text + b"\r")
         self.bar = b""
         for piece in _pieces(text):
-            self.last.append(piece.decode("utf-8", errors="backslashreplace"))
-            self._write(piece + b"\n")
+            said = redacted(piece.decode("utf-8", errors="backslashreplace"))
+            self.last.append(said)
+            self._write(said.encode() + b"\n")
 
     def _write(self, text: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the record still counts
@@ -115,7 +117,7 @@ class Output:
         self.file.close()
 
     def _line(self, line: bytes, *, is_bar: bool) -> None:
-        said = line.decode("utf-8", errors="backslashreplace")
+        said = redacted(line.decode("utf-8", errors="backslashreplace"))
         if not is_bar:
             self.file.write(said.encode() + b"\n")
             self.file.flush()

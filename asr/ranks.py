@@ -3,6 +3,9 @@
 In: the variables of whichever launcher started this process, and the run directory. Out: the rank's work in a child
 process, its output with the rank's name before each line, and ranks/<n>.json, which says how it ended whatever ended it.
 
+Two kinds of stops reach a rank. SIGTERM, SIGUSR1 and SIGUSR2 ask it to save a checkpoint first, where it trains, and leave it
+`preempt_seconds`. Any other, and SIGHUP for a run that has failed, ends it as it is, within `stop_seconds`.
+
 torchrun turns a rank's exit 75 into 1 and leaves ranks behind when SIGUSR1 kills it, mpirun and DeepSpeed have ways of their
 own. So each process that a launcher starts is a guard: it forks before anything heavy is imported, the child works, the
 guard passes signals and the run's stop on to it and writes down how it ended. The launcher's exit code says nothing.
@@ -15,6 +18,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -25,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.rank_output import Lines
-from asr.stops import End, adopt_orphans, end_with_parent, exit_code_of, is_alive, kill_orphans
+from asr.stops import PREEMPTED, PREEMPTING, WARNINGS, End, adopt_orphans, end_with_parent, exit_code_of, is_alive, kill_orphans
 
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 2.0
@@ -92,6 +96,11 @@ class RankRecord:
         code = self.exit_code or 0
         return signal.Signals(code - 128).name if code - 128 in signal.Signals._value2member_map_ else None
 
+    @property
+    def is_preempted(self) -> bool:
+        """Whether it ended in good order because it was asked to, or its time was over."""
+        return self.exit_code == PREEMPTED and self.error is not None
+
     def write(self, run_dir: Path) -> None:
         write_record(run_dir / "ranks" / f"{self.rank}.json", asdict(self))
 
@@ -121,15 +130,23 @@ def write_record(path: Path, content: Any) -> None:
     aside.replace(path)
 
 
-def ask_to_stop(run_dir: Path, number: int, reason: str) -> None:
-    """Tell every rank of a run, wherever it runs, to end as by signal `number`. The first to ask is heard."""
+def ask_to_stop(run_dir: Path, number: int, reason: str, *, seconds: float) -> None:
+    """Tell every rank of a run, wherever it runs, to end as by signal `number` within so many seconds. The first to ask is heard."""
     if asked_to_stop(run_dir) is None:
-        write_record(run_dir / "ranks" / "stop.json", {"signal": int(number), "reason": reason})
+        write_record(run_dir / "ranks" / "stop.json", {"signal": int(number), "reason": reason, "seconds": seconds})
 
 
 def asked_to_stop(run_dir: Path) -> dict[str, Any] | None:
-    """Return the signal and the reason of a stop that was asked for."""
+    """Return the signal, the reason and the time of a stop that was asked for."""
     return read_record(run_dir / "ranks" / "stop.json")
+
+
+def set_aside(run_dir: Path) -> None:
+    """Move the records of a run's last session away, its stop among them: a run that goes on begins with none. Keeps the latest."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(run_dir / "ranks.before")
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / "ranks").rename(run_dir / "ranks.before")
 
 
 def parent_path(run_dir: Path, node: int) -> Path:
@@ -143,12 +160,26 @@ def has_lost_parent(run_dir: Path) -> bool:
     return parent is not None and parent["host"] == socket.gethostname() and not is_alive(parent["pid"])
 
 
-def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float) -> int:
+def has_lost_its_parent_here(run_dir: Path) -> bool:
+    """Say whether a parent on this server is known to be gone."""
+    parents = [record for path in (run_dir / "ranks").glob("parent-*.json") if (record := read_record(path))]
+    return any(parent["host"] == socket.gethostname() and not is_alive(parent["pid"]) for parent in parents)
+
+
+def for_launcher(exit_code: int) -> int:
+    """Return a rank's exit code as its launcher sees it: one that ended as preempted is no failure.
+
+    For a failure launchers kill the other guards, mpirun before those have written their records.
+    """
+    return 0 if exit_code == PREEMPTED else exit_code
+
+
+def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: float, preempt_seconds: float) -> int:
     """Tell the story in a child process, watch it, record its end, and return its exit code.
 
-    Call it before anything with threads is imported. The child is killed `stop_seconds` after it was asked to stop.
+    Call it before anything with threads is imported. The child is killed so many seconds after it was asked to stop.
     """
-    end_with_parent()
+    end_with_parent(signal.SIGHUP)  # a launcher that dies asks for nothing
     out_read, out_write = os.pipe()
     end_read, end_write = os.pipe()
     guard_pid = os.getpid()
@@ -158,6 +189,8 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
         if os.getppid() != guard_pid:  # it died before we asked to die with it
             os._exit(128 + signal.SIGKILL)
         os.setpgid(0, 0)  # its loader workers belong to it
+        for number in WARNINGS:  # its launcher ignores them, and none may be lost before the story listens
+            signal.signal(number, signal.SIG_DFL)
         os.dup2(out_write, 1)
         os.dup2(out_write, 2)
         end = story()
@@ -169,18 +202,19 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
     os.close(out_write)
     os.close(end_write)
     adopt_orphans()
-    return _Guard(run_dir, RankRecord(rank.number, pid=child), out_read, stop_seconds).watch(end_read)
+    return _Guard(run_dir, RankRecord(rank.number, pid=child), out_read, stop_seconds, preempt_seconds).watch(end_read)
 
 
 class _Guard:
     """Watches one rank: its output, its end, and who wants it to stop."""
 
-    def __init__(self, run_dir: Path, record: RankRecord, out: int, stop_seconds: float) -> None:
-        self.run_dir, self.record, self.out, self.stop_seconds = run_dir, record, out, stop_seconds
+    def __init__(self, run_dir: Path, record: RankRecord, out: int, stop_seconds: float, preempt_seconds: float) -> None:
+        self.run_dir, self.record, self.out = run_dir, record, out
+        self.stop_seconds, self.preempt_seconds = stop_seconds, preempt_seconds
         self.lines = Lines(record.rank)
         self.stopped_by: str | None = None
         self.kill_at = float("inf")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (*PREEMPTING, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: self.stop(n, by="signal"))
         record.write(run_dir)  # listening already: who reads it may end this process, and a last record is due
 
@@ -215,15 +249,26 @@ class _Guard:
         return self.record.exit_code
 
     def stop(self, number: int, *, by: str) -> None:
-        """Pass a stop on to the rank, once, and count down to its kill."""
-        if self.stopped_by is not None:
+        """Pass a stop on to the rank, and count down to its kill. Once, but for the run's own stop after a signal."""
+        if self.stopped_by in (by, "run"):
             return
-        if asked := asked_to_stop(self.run_dir):  # a launcher that ends its ranks may be faster than we look: the run's stop is the reason
-            number, by = asked["signal"], "run"
+        asked = asked_to_stop(self.run_dir)
+        if asked is not None:  # a launcher that ends its ranks may be faster than we look: the run's stop is the reason
+            number, by, seconds = asked["signal"], "run", asked["seconds"]
+        elif self._stopped_by_death(number):
+            number, seconds = signal.SIGHUP, self.stop_seconds
+        else:
+            seconds = self.preempt_seconds if number in PREEMPTING else self.stop_seconds
+        is_new = self.stopped_by is None or number not in PREEMPTING
         self.stopped_by = by
-        self.kill_at = time.monotonic() + self.stop_seconds
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.record.pid, number)
+        self.kill_at = min(self.kill_at, time.monotonic() + seconds)
+        if is_new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.record.pid, number)
+
+    def _stopped_by_death(self, number: int) -> bool:
+        """Whether we hear this because the parent has died: nobody records the run, and another may go on with it already."""
+        return number in PREEMPTING and has_lost_its_parent_here(self.run_dir)
 
     def _ended(self) -> int | None:
         pid, status = os.waitpid(self.record.pid, os.WNOHANG)

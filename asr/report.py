@@ -10,9 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
+from asr.secrets import printable
+
+
+class _Plain(Table):
+    """A table whose title and cells are shown as they are: a name such as [red] is no colour, and an escape code does nothing."""
+
+    def __init__(self, title: str | None = None, **options: Any) -> None:
+        super().__init__(title=None if title is None else plain(title, style="table.title"), title_justify="left", **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def plain(text: str, *, style: str = "") -> Text:
+    """Return a text as it may be shown: without markup, and its control characters written out."""
+    return Text(printable(text), style=style)
 
 
 def show_end(run: Run) -> None:
@@ -34,7 +51,7 @@ def summary(run: Run) -> Table:
     if found is not None:
         return verdict.table(found, f"{run.record['experiment']} {run.record['version']}")
     record, metrics = run.record, run.metrics
-    table = Table(title=f"{record['experiment']} {record['version']}: {record['status']}", show_header=False, title_justify="left")
+    table = _Plain(f"{record['experiment']} {record['version']}: {record['status']}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     for rate in ("wer", "cer", "mer"):
@@ -73,10 +90,10 @@ def summary(run: Run) -> Table:
 def data_table(run: Run) -> Table:
     """Return what a prepared run's data is: a column a split, with everything that was left out and why."""
     splits: dict[str, Any] = run.record["dataset"]["splits"]
-    table = Table(title=f"{run.record['dataset']['name']}: {_shown(run.path / 'manifest')}", title_justify="left")
+    table = _Plain(f"{run.record['dataset']['name']}: {_shown(run.path / 'manifest')}")
     table.add_column("", style="bold")
     for role, split in splits.items():
-        table.add_column(split["split"] if split["split"] == role else f"{split['split']} ({role})", justify="right")
+        table.add_column(plain(split["split"] if split["split"] == role else f"{split['split']} ({role})"), justify="right")
 
     def row(title: str, values: Iterable[object]) -> None:
         table.add_row(title, *map(str, values))
@@ -101,7 +118,7 @@ def runs_under(folder: Path) -> list[Run]:
 
 def listing(runs: Iterable[Run]) -> Table:
     """Return one line a run: when, how it ended, error rates, where it lies, and what was overridden."""
-    table = Table()
+    table = _Plain()
     for column in ("started", "status", "WER", "CER"):
         table.add_column(column, no_wrap=True)
     table.add_column("run", overflow="fold")

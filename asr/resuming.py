@@ -81,16 +81,15 @@ class ResumingMixin:
     def __init__(self, *args: Any, on_save_error: str = "continue", **kwargs: Any) -> None:
         self.on_save_error = on_save_error
         self.agreed: list[Participant] = []
-        self.after_save: list[Callable[[Checkpoint | None], None]] = []
-        """Called on every rank, with the newest checkpoint, once a save is over."""
-        self.before_save: list[Callable[[], None]] = []
-        """Called on every rank before a checkpoint is written; may raise."""
+        self.after_save: list[Callable[[str | None], None]] = []
+        """Called on every rank once a save is over, with what kept it from the disk; None where it is there."""
         self.protect: Callable[[], set[Path]] = set
         """Names checkpoints, beside the best, that save_total_limit must not delete."""
         self.save_errors = 0
+        self.save_problem: str | None = None
         self.last_saved: Checkpoint | None = None
         self.resumed_step = 0
-        self.train_epochs: Epochs | None = None
+        self.train_epochs = Epochs([])
         self.steps_per_epoch = 1
         self._aside: Path | None = None
         self._problems: list[str] = []
@@ -128,7 +127,7 @@ class ResumingMixin:
     @property
     def total_loss(self) -> float:
         """The sum of the losses of all optimizer steps, those before this session included; for after the training."""
-        return float(self._total_loss_scalar)
+        return float(self._total_loss_scalar) + (self._carried_loss or 0.0)  # carried still: there was no step left
 
     # ---- writing one ----
 
@@ -141,8 +140,6 @@ class ResumingMixin:
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        for look in self.before_save:
-            look()
         first = self.args.process_index == 0
         self._problems = []
         self._aside = self.checkpoints / checkpoints.SAVING
@@ -163,7 +160,7 @@ class ResumingMixin:
         if failed:
             self._give_up(written)
         else:
-            self.save_errors = 0
+            self.save_errors, self.save_problem = 0, None
             self.last_saved = Checkpoint(self.checkpoints / written.name)
             self._name_best()
             if first:
@@ -205,7 +202,7 @@ class ResumingMixin:
                 checkpoints.discard(written.parent)
         self.save_errors += 1
         last = f"{self.last_saved.path.name} stays" if self.last_saved else "there is no other yet"
-        why = "; ".join(self._problems) or "another rank says why"
+        why = self.save_problem = "; ".join(self._problems) or "another rank says why"
         said = f"{written.name} can't be written into {self.checkpoints}: {why}. {last}"
         if self.on_save_error == "stop":
             raise CheckpointError(f"{said}. Make room and resume, or go on without with trainer.on_save_error=continue.")
@@ -320,7 +317,6 @@ def _step_end(trainer: Any) -> TrainerCallback:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             epochs = trainer.train_epochs
-            assert epochs is not None, "training has batches of its own"
             self.batches_per_epoch = len(epochs) // args.world_size
             if trainer.resumed_step:
                 if trainer._carried:
@@ -361,7 +357,7 @@ def _step_end(trainer: Any) -> TrainerCallback:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for tell in trainer.after_save:
-                tell(trainer.last_saved)
+                tell(trainer.save_problem)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for participant, total in zip(trainer.agreed, trainer.agreement.end() or (), strict=False):

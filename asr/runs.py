@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from asr import stops
 from asr.errors import ConfigError
 from asr.files import written
 
@@ -114,8 +115,8 @@ class Run:
         write_json(self.path / RUN_FILE, self.record)
 
     def finish(self, exit_code: int, error: str | None = None) -> None:
-        """Record how the run ended: finished with exit code 0, else failed."""
-        status = "finished" if exit_code == 0 else "failed"
+        """Record how the run ended: finished with exit code 0, preempted with 75, which can go on, else failed."""
+        status = {0: "finished", stops.PREEMPTED: "preempted"}.get(exit_code, "failed")
         self.save(status=status, exit_code=exit_code, finished=_now(), **({"error": error} if error else {}))
 
     def end_dry(self, launches: Sequence[Mapping[str, Any]]) -> None:
@@ -255,8 +256,8 @@ def configure_logging(run_dir: Path | None) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {
-                "short": {"format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"},
-                "long": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+                "short": {"class": "asr.secrets.RedactingFormatter", "format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"},
+                "long": {"class": "asr.secrets.RedactingFormatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
             },
             "handlers": {
                 "console": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stderr"},

@@ -93,9 +93,11 @@ def open_run(
             run_dir.rmdir()  # Hydra has made it
     _check_goes_on(found, config)
     if found.record["status"] == "finished":
+        runs.configure_logging(None)
         log.warning("%s has finished: there is nothing to resume", found.path)
         return found, False
     hold(found.path)
+    runs.configure_logging(found.path)
     found.reload()
     go_on(found, config, command, overrides)
     return found, True

@@ -10,9 +10,13 @@ import atexit
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -78,6 +82,17 @@ def reported() -> Iterator[None]:
         raise LaunchError(f"submitit: {' '.join(said.split()) if type(error).__name__ == 'UncompletedJobError' else said}") from error
 
 
+def is_requeued(run_dir: str | None = None) -> bool:
+    """Whether a scheduler starts this process, of a job whose run directory is `run_dir`, again after it was preempted.
+
+    Slurm counts (SLURM_RESTART_COUNT in sbatch's manual), also for a batch script of one's own. submitit's local executor starts a
+    task again with the same environment (local.py:369 of 1.5.4); it has one server, so what lies in the job's folder is from before.
+    """
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
+        return True
+    return run_dir is not None and os.environ.get("SUBMITIT_EXECUTOR") == "local" and (Path(run_dir) / "run.json").exists()
+
+
 def in_job() -> bool:
     """Whether this process is a task of a submitted job."""
     return "SUBMITIT_EXECUTOR" in os.environ
@@ -87,8 +102,9 @@ def in_job() -> bool:
 def job(run_dir: str) -> Iterator[None]:
     """Run a task of a job, so that its end is told well; nothing outside of one.
 
-    A stop becomes an error that submitit hands to whoever submitted the job. The process ends with the contract's exit code:
-    Hydra keeps an exception for the submitter and submitit exits with 0, which Slurm would show as COMPLETED.
+    A stop becomes an error that submitit hands to whoever submitted the job, unless the job is requeued: then the submitter waits
+    on. The process ends with the contract's exit code: Hydra keeps an exception for the submitter and submitit exits with 0, which
+    Slurm would show as COMPLETED.
     """
     if not in_job():
         yield
@@ -96,12 +112,16 @@ def job(run_dir: str) -> Iterator[None]:
     import submitit
 
     logging.getLogger("submitit").propagate = False  # it has a handler of its own, and "Job completed" whatever the run's end
-    log = str(submitit.JobEnvironment().paths.stdout)
+    here = submitit.JobEnvironment()
+    log = str(here.paths.stdout)
+    answer = signal.getsignal(here._usr_sig())  # submitit's, which we have only from there
     stops.listen_in_job()
     try:
         yield
     except (KeyboardInterrupt, stops.Terminated) as stop:
         code = stops.ended_by(stop).exit_code
+        if code == stops.PREEMPTED:
+            _requeue(answer, run_dir, keeps_exit_code=here.cluster == "local")
         atexit.register(_exit, code)
         raise JobError(run_dir, code, log) from None
     except Exception as error:
@@ -110,6 +130,28 @@ def job(run_dir: str) -> Iterator[None]:
             raise JobError(run_dir, error.exit_code, log) from None
         print(f"error: {error}", file=sys.stderr)  # Hydra keeps it for the submitter, who may have gone
         raise
+
+
+def _requeue(answer: Any, run_dir: str, *, keeps_exit_code: bool) -> None:
+    """Let submitit answer the scheduler's warning now that our run has saved and recorded itself; return where the job isn't requeued.
+
+    It requeues a job that is preempted, and one whose time is over hydra.launcher.max_num_timeout times (0), then exits
+    (job_environment.py:200 of submitit 1.5.4). SIGTERM alone may come from scancel: that job is to stay away.
+    """
+    warning = stops.warned_by()
+    why = "it was told to end, and not warned of its time limit" if warning is None else "submitit doesn't answer the warning"
+    if warning is not None and callable(answer):
+        stops.ignore()  # a job that is requeued is ended
+        try:
+            answer(warning, None)
+            return  # in tasks other than the first, which answers for all
+        except SystemExit:
+            if not keeps_exit_code:  # by which the local executor knows that it has to start the task again
+                atexit.register(_exit, stops.PREEMPTED)
+            raise
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            why = str(error)
+    print(f"the job is not requeued ({why}): `asr resume {run_dir}` goes on with its run", file=sys.stderr)
 
 
 def _exit(code: int) -> None:

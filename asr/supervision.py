@@ -1,7 +1,8 @@
 """The parent's part of a run in other processes: start them, show what they say, end them together.
 
 In: the command of a launcher and a run directory. Out: one exit code and its reason, read from the ranks' own records.
-A rank that ends badly, a server that falls silent, Ctrl-C and SIGTERM end the run on every server within seconds.
+A rank that ends badly, a server that falls silent and Ctrl-C end the run on every server within seconds; SIGTERM and
+Slurm's warnings end it once the ranks have saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ from asr.launchers import Launch
 from asr.nodes import Nodes
 from asr.rank_output import Output
 from asr.ranks import DRAIN_SECONDS, TICK_SECONDS, RankRecord, ask_to_stop, asked_to_stop, parent_path, read_records, write_record
-from asr.stops import End, Terminated, end_with_parent, ended_by, exit_code_of
+from asr.stops import PREEMPTED, PREEMPTING, End, Preempted, Terminated, end_with_parent, ended_by, exit_code_of
 from asr.topology import Topology
 
 log = logging.getLogger(__name__)
 
 SHOWN_LINES = 8
 LAST_LINES = "Its last lines:"
+GUARD_SECONDS = 5.0
+"""So much longer than its guard we wait before we kill a rank ourselves."""
+_ASKING = [number.name for number in PREEMPTING]
 CAUSE_SECONDS = 2.0
 """Ranks that end so shortly after each other ended for one reason."""
 
 
 def supervise(launch: Launch, run_dir: Path, topology: Topology, *, node: int = 0) -> End:
-    """Run a launch to its end. Ctrl-C and SIGTERM (`stops.listen`) end every rank and are raised again."""
+    """Run a launch to its end. Ctrl-C and signals (`stops.listen`) end every rank and are raised again."""
     (run_dir / "ranks").mkdir(exist_ok=True)
     write_record(parent_path(run_dir, node), {"host": socket.gethostname(), "pid": os.getpid()})
     with _started(launch) as process:
@@ -42,10 +46,12 @@ def supervise(launch: Launch, run_dir: Path, topology: Topology, *, node: int = 
         try:
             return watch.until_the_end()
         except (KeyboardInterrupt, Terminated) as stop:
-            ended_by(stop)
+            end = ended_by(stop)
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signal
             watch.stop(number, f"stopped by {number.name} on {socket.gethostname()}")
             watch.until_the_end()
+            if end.exit_code == PREEMPTED:
+                raise Preempted(watch.preempted(end.error or "")) from None
             raise
         finally:  # also a second Ctrl-C
             watch.kill()
@@ -74,9 +80,9 @@ def _started(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _detached() -> None:
-    """Ready a launcher's process: it ends with us, and Slurm's warnings, which come to every process, are for us alone.
+    """Ready a launcher's process: it ends with us, and passes over Slurm's warnings, which come to every process.
 
-    SIGUSR1 would kill torchrun and leave its ranks behind. What is ignored stays so in the ranks.
+    SIGUSR1 would kill torchrun and leave its ranks behind. Guards, which inherit that, listen to them.
     """
     end_with_parent()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -120,12 +126,14 @@ class _Watch:
             self.failed = next(iter(_failures(read_records(self.run_dir))), None)
             self.lost_node = self.nodes.lost() if self.nodes else None
             asked = asked_to_stop(self.run_dir)
-            if self.failed is not None:
-                self.stop(signal.SIGTERM, f"rank {self.failed.rank} has ended")
+            if self.failed is not None:  # preempted ones have agreed: the others end as they do
+                self.stop(signal.SIGTERM if self.failed.is_preempted else signal.SIGHUP, f"rank {self.failed.rank} has ended")
             elif self.lost_node is not None:
-                self.stop(signal.SIGTERM, self.lost_node)
+                self.stop(signal.SIGHUP, self.lost_node)
             elif asked is not None:  # from another server
                 self.stop(signal.Signals(asked["signal"]), asked["reason"])
+        elif self.kill_at < float("inf") and any(record.ended is not None for record in read_records(self.run_dir).values()):
+            self.kill_at = min(self.kill_at, time.monotonic() + self.topology.stop_seconds + GUARD_SECONDS)  # all have saved, or none will
         if time.monotonic() > self.kill_at:
             self.kill_at = float("inf")
             self.kill()
@@ -144,16 +152,29 @@ class _Watch:
         if self.stopping:  # a second Ctrl-C: at once
             self.kill_at = 0.0
         else:
+            saves = number in PREEMPTING and self.failed is None  # else they have saved
+            seconds = self.topology.preempt_seconds if saves else self.topology.stop_seconds
+            if saves:
+                log.info("%s: the ranks save and end, within %.0f s (topology.preempt_seconds); a second one kills them", reason, seconds)
             try:
-                ask_to_stop(self.run_dir, number, reason)
+                ask_to_stop(self.run_dir, number, reason, seconds=seconds)
             except OSError as error:  # the folder has gone, or its disk is full: through the launcher then
                 log.error("the ranks can't be asked to stop: %s", error)
                 self.process.terminate()
-            self.stopping, self.kill_at = True, time.monotonic() + self.topology.stop_seconds + 5
+            self.stopping, self.kill_at = True, time.monotonic() + seconds + GUARD_SECONDS
+
+    def preempted(self, asked: str) -> str:
+        """Return how a run ended that was asked to end and to save: as its ranks say, with what went wrong on that way."""
+        records = read_records(self.run_dir)
+        said = _first_preempted(records)
+        ended = [record for record in records.values() if record.exit_code is not None]
+        killed = [record for record in self._here() if record.exit_code is None]
+        wrong = [_briefly(r) for r in (*ended, *killed) if r.exit_code not in (0, PREEMPTED) and r.killed_by not in _ASKING]
+        return "; ".join([said.error or "" if said else asked, *wrong])
 
     def _end(self) -> End:
         """Say how the run ended, once no rank of this server is left."""
-        give_up_at = time.monotonic() + self.topology.stop_seconds + 5
+        give_up_at = time.monotonic() + self.topology.stop_seconds + GUARD_SECONDS
         while any(self._alive(record) for record in self._here()) and time.monotonic() < give_up_at:
             time.sleep(TICK_SECONDS)  # their launcher was killed, and they end with it
         records = read_records(self.run_dir)
@@ -166,11 +187,15 @@ class _Watch:
         if silent and (failures or not self.stopping) and all(failure.stopped_by == "signal" for failure in failures):
             lost = "; ".join(f"rank {r.rank}: the process that watched it is gone, {r.guard} on {r.host}" for r in silent)
             return End(1, f"{lost}. It was killed, or could write no record into {self.run_dir / 'ranks'}")
+        if failures and failures[0].is_preempted:
+            return End(PREEMPTED, self.preempted(""))
         if failures:
             return End(_contract_s(failures[0]), self._explained(failures[0]))
         if len(here) == self.topology.processes_here and all(record.exit_code == 0 for record in here):
             return End(0)
         asked = asked_to_stop(self.run_dir)
+        if asked is not None and asked["signal"] in PREEMPTING and not self.lost_node:
+            return End(PREEMPTED, self.preempted(asked["reason"]))
         if asked is not None:
             return End(1 if self.lost_node else 128 + asked["signal"], asked["reason"])
         if not (self.run_dir / "ranks").is_dir():
@@ -232,6 +257,20 @@ def _failures(records: Mapping[int, RankRecord]) -> list[RankRecord]:
         return not (record.killed_by and record.stopped_by is None and at_once), record.ended or 0.0
 
     return sorted(bad, key=comes_later)
+
+
+def _first_preempted(records: Mapping[int, RankRecord]) -> RankRecord | None:
+    """Return the rank that speaks for those which ended as preempted: one that did so of its own accord, then the lowest."""
+    found = [record for record in records.values() if record.is_preempted]
+    return min(found, key=lambda record: (record.stopped_by is not None, record.rank), default=None)
+
+
+def _briefly(record: RankRecord) -> str:
+    if record.exit_code is None:
+        return f"rank {record.rank} had to be killed"
+    if record.killed_by:
+        return f"rank {record.rank} was killed by {record.killed_by}"
+    return f"rank {record.rank} ended with exit code {record.exit_code}: {record.error or 'it left no message'}"
 
 
 def _contract_s(failure: RankRecord) -> int:

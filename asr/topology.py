@@ -16,8 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from asr.config import SECRET_NAME, bounded, cache_root, choice, free_form
+from asr.config import bounded, cache_root, choice, free_form
 from asr.errors import ConfigError
+from asr.secrets import SECRET_NAME
 
 LAUNCHED_BY = {"RANK": "torchrun", "OMPI_COMM_WORLD_RANK": "mpirun", "WORLD_SIZE": "torchrun", "LOCAL_RANK": "torchrun"}
 """Variables by which a launcher tells a process its rank, with that launcher. Trainers read each of them, also alone."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, averaging, best, early_stopping, engines, metrics
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, undecodable
 from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
 from asr.best import Best
@@ -21,6 +21,7 @@ from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError
+from asr.planning import Shape
 from asr.resuming import ResumingMixin
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class CTCTraining:
             "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
             "restore_callback_states_from_checkpoint": True,
             **best.arguments(self.args),
+            "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
         engine = engines.engine(self.engine)
         args = engine.training_arguments({**ours, **self.args}, topology)
@@ -112,6 +114,7 @@ class CTCTraining:
                 batching=batching,
                 engine=engine,
                 on_save_error=self.on_save_error,
+                on_nan=self.on_nan,
                 **engine.trainer_options(gaudi_config),
             )
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
@@ -123,6 +126,9 @@ class CTCTraining:
         if self.average_checkpoints is not None:
             averaged = Averaging(self.average_checkpoints, Best.of(args) if self.average_by == "best" else None)
             trainer.averaging, trainer.protect = averaged, lambda: averaged.worth_keeping(trainer.checkpoints)
+        if self.try_shapes:
+            trainer.add_callback(_shape_trial(trainer))
+        trainer.add_callback(bad_numbers.callback(trainer.bad_numbers))
         return trainer
 
 
@@ -139,6 +145,17 @@ def _first_step_logger() -> Any:
             self.logged = True
 
     return FirstStep()
+
+
+def _shape_trial(trainer: Any) -> Any:
+    """Return a callback that tries every planned shape before the first step."""
+    from transformers import TrainerCallback
+
+    class ShapeTrial(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            shape_trial.try_shapes(trainer, trainer.planned_shapes())
+
+    return ShapeTrial()
 
 
 @dataclass
@@ -204,13 +221,21 @@ class SpeechTrainerMixin(ResumingMixin):
 
     model_accepts_loss_kwargs: bool
 
-    def __init__(self, *args: Any, engine: Engine, batching: Batching | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, engine: Engine, batching: Batching | None = None, on_nan: str = "stop", **kwargs: Any) -> None:
         self.engine = engine
         self.batching = batching or Buckets()
         self.forwarded = {"train": Forwarded(), "eval": Forwarded()}
         self._planned: list[UtteranceDataset] = []
         self.evaluation_seconds = 0.0  # within training: its runtime counts them
+        self.latest: tuple[str, Shape] | None = None
+        """Phase and shape of the batch that is, or was last, in work."""
+        self.trying = False
+        """That batch only tries whether its shape fits into memory."""
+        self._train_plan: Any = None
         super().__init__(*args, **kwargs)
+        self.bad_numbers = bad_numbers.BadNumbers(self, on_nan, self.agreement)
+        self.undecodable = undecodable.Undecodable(self, self.agreement)
+        self.agreed.append(self.undecodable)
 
     def get_train_dataloader(self) -> Any:
         batches = self.batching.train(
@@ -226,6 +251,7 @@ class SpeechTrainerMixin(ResumingMixin):
                 "trainer.args.per_device_train_batch_size or leave dataloader_drop_last out."
             )
         _log_plan("training", batches)
+        self._train_plan = getattr(batches, "plan", None)
         return self._loader(self.train_dataset, self.positioned(batches), self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -235,6 +261,14 @@ class SpeechTrainerMixin(ResumingMixin):
             _log_plan("evaluation", batches)
             self._planned.append(data)
         return self._loader(data, batches, self.data_collator.for_evaluation())
+
+    def planned_shapes(self) -> dict[str, Sequence[Shape]]:
+        """Return the shapes that training and evaluation will have, as far as they are planned."""
+        plans = {"train": self._train_plan}
+        if self.eval_dataset is not None:
+            batches = self.batching.evaluate(self.eval_dataset.sizes(), self.args.eval_batch_size, world_size=self.args.world_size)
+            plans["eval"] = getattr(batches, "plan", None)
+        return {phase: plan.shapes for phase, plan in plans.items() if plan is not None}
 
     def _loader(self, data: UtteranceDataset, batches: Any, collate: Callable[..., Any]) -> Any:
         import torch
@@ -260,12 +294,14 @@ class SpeechTrainerMixin(ResumingMixin):
         return super().progress() | {
             "evaluation_seconds": self.evaluation_seconds,
             "forwarded": {phase: seen.to_json() for phase, seen in self.forwarded.items()},
+            "bad_numbers": self.bad_numbers.progress(),
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
         super().restore(progress)
         self.evaluation_seconds = progress["evaluation_seconds"]
         self.forwarded = {phase: Forwarded.from_json(seen) for phase, seen in progress["forwarded"].items()}
+        self.bad_numbers.restore(progress["bad_numbers"])
 
     def merged(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Let the first rank go on with what all have counted."""
@@ -281,6 +317,8 @@ class SpeechTrainerMixin(ResumingMixin):
             from accelerate.utils import gather_object
 
             self.forwarded[phase] = Forwarded.of(gather_object([self.forwarded[phase]]))
+        if phase == "train":  # the last step's
+            undecodable.check(self.forwarded[phase].bad, self.train_dataset, phase)
 
     def end(self) -> None:
         """Wait for the other ranks and leave them.
@@ -295,17 +333,20 @@ class SpeechTrainerMixin(ResumingMixin):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
         try:
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            measured = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.evaluation_seconds += time.perf_counter() - begin
+        self.undecodable.after_evaluation()
+        return measured
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if BATCH_FACTS not in inputs:  # from an evaluation of the base class, already counted
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
         inputs = dict(inputs)
         facts: BatchFacts = inputs.pop(BATCH_FACTS)
-        self._count("train", facts, inputs)
+        shape = self._count("train", facts, inputs)
         loss = self.batch_loss(model, inputs, facts, num_items_in_batch)
+        self.bad_numbers.watch(loss, facts, shape)
         whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # divided by the labels of all accumulated batches
         if whole or self.engine.divides_by_accumulation(self.args):
             return loss
@@ -320,14 +361,34 @@ class SpeechTrainerMixin(ResumingMixin):
         self._count("eval", inputs.pop(BATCH_FACTS), inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def _count(self, phase: str, facts: BatchFacts, inputs: Mapping[str, Any]) -> None:
-        self.forwarded[phase].count(facts, inputs[self.data_collator.input_name], inputs["labels"])
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        waits = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        self.bad_numbers.at_step_end(tr_loss, reads=waits)
+        done = super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)  # type: ignore[misc]
+        self.bad_numbers.at_step_over(tr_loss)
+        return done
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.bad_numbers.before_saving()
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.bad_numbers.correct(logs)
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _count(self, phase: str, facts: BatchFacts, inputs: Mapping[str, Any]) -> Shape:
+        """Count a batch, and return its shape."""
+        given = inputs[self.data_collator.input_name]
+        shape = Shape(given.shape[1], inputs["labels"].shape[1], given.shape[0])
+        self.latest = phase, shape
+        self.forwarded[phase].count(facts, given, inputs["labels"])
         data = self.train_dataset if phase == "train" else self.eval_dataset
         for row, problem in facts.bad:
             utterance = data.utterances[row]
             if utterance.id not in self.forwarded[phase].bad:
                 log.warning("utterance %s counts for nothing: %s", utterance.id, problem)
             self.forwarded[phase].bad[utterance.id] = problem
+        return shape
 
 
 class CTCTrainerMixin(SpeechTrainerMixin):

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from asr import hub
 from asr.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -89,12 +90,13 @@ class Vocabulary:
             word_delimiter_token=self.word_delimiter_token,
         )
 
-    def tokenizer_of(self, name_or_path: str, *, key: str, **where: object) -> PreTrainedTokenizerBase:
-        """Return the tokenizer saved at `name_or_path`; `where` goes to from_pretrained (revision, cache_dir, ...)."""
+    def tokenizer_of(self, name_or_path: str, *, key: str, **where: Any) -> PreTrainedTokenizerBase:
+        """Return the tokenizer saved at `name_or_path`; `where` says with which revision, cache_dir and trust_remote_code."""
         from transformers import AutoTokenizer
 
+        folder = tokenizer_folder(name_or_path, key=key, **where)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=bool(where.get("trust_remote_code")))
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no tokenizer can be loaded from {name_or_path!r}: {reason}", key=key) from error
@@ -102,10 +104,24 @@ class Vocabulary:
             raise ConfigError(f"the tokenizer of {name_or_path!r} has no pad token, which CTC takes as its blank.", key=key)
         return tokenizer
 
+    def fetch(self, **where: Any) -> None:
+        """Have the files of a tokenizer that is given here; raise ConfigError."""
+        if self.tokenizer_name_or_path is not None:
+            tokenizer_folder(self.tokenizer_name_or_path, key="tokenizer_name_or_path", **where)
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, transcript: str) -> list[int]:
         """Return the label ids of a normalised transcript."""
         options = {"phonemizer_lang": self.phoneme_language} if self.phoneme_language else {}
         return list(tokenizer(transcript, **options).input_ids)
+
+
+def tokenizer_folder(
+    name_or_path: str, *, key: str, revision: str | None = None, cache_dir: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """Return the folder of a tokenizer: the given one, or the hub's in the cache; raise ConfigError."""
+    if hub.is_name(name_or_path):
+        return hub.tokenizer_folder(name_or_path, key=key, revision=revision, cache_dir=cache_dir)
+    return Path(name_or_path).expanduser()
 
 
 def unknown_characters(tokenizer: PreTrainedTokenizerBase, transcripts: Iterable[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from asr.ranks import Rank, guard, has_lost_parent
+from asr.ranks import Rank, for_launcher, guard, has_lost_parent
 from asr.stops import End, Terminated, ended_by, listen_once
 
 
@@ -28,10 +28,10 @@ def main() -> int:
         except (KeyboardInterrupt, Terminated) as stop:
             return ended_by(stop)
 
-    code = guard(rank, run_dir, story, stop_seconds=topology["stop_seconds"])
+    code = guard(rank, run_dir, story, stop_seconds=topology["stop_seconds"], preempt_seconds=topology["preempt_seconds"])
     if rank.is_first and run_dir.is_dir() and has_lost_parent(run_dir):
         _record_end(run_dir, code)
-    return code
+    return for_launcher(code)
 
 
 def _record_end(run_dir: Path, code: int) -> None:

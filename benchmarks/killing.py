@@ -28,7 +28,7 @@ SHORT = [
     "augment.speed_factors=[0.9,1.0,1.1]",
 ]
 """A run of nine steps with partial accumulation, dropout, LayerDrop, SpecAugment and changes of speed: everything that throws dice."""
-TIMED = ("runtime", "per_second")
+TIMED = ("runtime", "per_second", "_end_time", "_preparation_time")
 
 
 def import_libraries() -> None:
@@ -84,6 +84,7 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
     said = os.open(run_dir.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # whatever stood there
     os.setpgid(0, 0)
     code = 1
     try:
@@ -95,7 +96,6 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
         code = stops.ended_by(stop).exit_code
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
@@ -128,7 +128,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return in what two runs' results differ, bit for bit; empty where they are equal."""
     import torch
 
-    found = [f"{key}: {one[key]!r} and {other[key]!r}" for key in ("metrics", "predictions", "logged") if one[key] != other[key]]
+    found = [f"{key}: {one[key]!r} and {other[key]!r}" for key in one if key != "weights" and one[key] != other[key]]
     weights, others = one["weights"], other["weights"]
     if weights.keys() != others.keys() or not all(torch.equal(weights[name], others[name]) for name in weights):
         found.append("weights")

@@ -104,11 +104,15 @@ def launch(own_cache: Path) -> Callable[..., Launched]:
     return run
 
 
+PLANTED = {"HF_TOKEN": "planted-hub-token-5e1f", "WANDB_API_KEY": "planted-tracker-key-77aa"}
+"""Secrets in the environment of that run, which it may write nowhere: tests/test_security.py."""
+
+
 @pytest.fixture(scope="session")
 def finished(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'."""
     cwd = tmp_path_factory.mktemp("finished run")
-    return launch(cwd, *FINISHED, "hydra.run.dir=a run")
+    return launch(cwd, *FINISHED, "hydra.run.dir=a run", environment=PLANTED)
 
 
 @pytest.fixture(scope="session")

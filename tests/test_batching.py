@@ -10,6 +10,7 @@ import pytest
 from asr.batching import FILLER, POOL_BATCHES, Buckets, Fixed, LengthGroupedBatches, Longest, PlannedBatches, SortedBatches
 from asr.errors import ConfigError
 from asr.planning import Sizes
+from asr.resuming import Epochs
 
 DICE = random.Random(1)
 SECONDS = [DICE.uniform(1, 20) for _ in range(1000)]
@@ -152,7 +153,7 @@ def test_accelerate_deals_the_same_shape_to_every_rank():
 @pytest.mark.parametrize("node", [Buckets(), Fixed(), Longest()])
 @pytest.mark.parametrize("num_rows", [53, 1, 64])
 def test_what_accelerate_makes_of_the_samplers_for_two_ranks(node, num_rows):
-    """Through accelerate's own loaders: as many batches for each rank, every row once, and set_epoch arrives."""
+    """Through accelerate's own loaders: as many batches for each rank, every row once, in the epoch that the trainer's callback begins."""
     from accelerate import skip_first_batches
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
@@ -160,14 +161,16 @@ def test_what_accelerate_makes_of_the_samplers_for_two_ranks(node, num_rows):
     args = SimpleNamespace(group_by_length=True, dataloader_drop_last=False)
     data = sizes(SECONDS[:num_rows])
     for batches in (node.train(data, 8, seed=1, world_size=2, args=args), node.evaluate(data, 8, world_size=2)):
+        epochs_of = Epochs(batches)
         loaders = [
             prepare_data_loader(
-                DataLoader(Echo(), batch_sampler=batches, collate_fn=list), num_processes=2, process_index=rank, even_batches=False
+                DataLoader(Echo(), batch_sampler=epochs_of, collate_fn=list), num_processes=2, process_index=rank, even_batches=False
             )
             for rank in range(2)
         ]
         epochs = []
         for epoch in range(2):
+            epochs_of.begin(epoch)
             for loader in loaders:
                 loader.set_epoch(epoch)
             ranks = [list(loader) for loader in loaders]

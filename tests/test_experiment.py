@@ -14,7 +14,7 @@ import torch
 from conftest import TINY, composed
 from safetensors.torch import load_file
 
-from asr import experiment
+from asr import experiment, stops
 from asr.errors import ConfigError, DataError
 from asr.freezing import trained_parameters
 from asr.labels import Labels
@@ -22,7 +22,7 @@ from asr.manifest import Manifest
 from asr.pipeline import Pipeline
 from asr.runs import Run, configure_logging
 from asr.sources import Source, Utterance
-from asr.stops import End, Terminated, ended_by
+from asr.stops import End, Preempted, Terminated, ended_by
 
 
 @pytest.fixture
@@ -66,19 +66,22 @@ def test_every_end_is_recorded_with_its_exit_code(run, story, code, status, erro
 
 
 @pytest.mark.parametrize(
-    ("story", "code", "error"),
+    ("story", "status", "code", "error"),
     [
-        (raising(KeyboardInterrupt()), 130, "interrupted (Ctrl-C)"),
-        (killing(signal.SIGTERM), 143, "terminated (SIGTERM)"),
-        (killing(signal.SIGHUP), 129, "terminated (SIGHUP)"),
+        (raising(KeyboardInterrupt()), "failed", 130, "interrupted (Ctrl-C)"),
+        (killing(signal.SIGTERM), "preempted", 75, "preempted (SIGTERM)"),
+        (killing(signal.SIGUSR1), "preempted", 75, "preempted (SIGUSR1)"),
+        (killing(signal.SIGHUP), "failed", 129, "terminated (SIGHUP)"),
+        (raising(Preempted("after step 3")), "preempted", 75, "after step 3"),
     ],
 )
-def test_a_stop_from_outside_is_recorded_and_goes_on_up(run, story, code, error):
+def test_a_stop_from_outside_is_recorded_and_goes_on_up(run, monkeypatch, story, status, code, error):
+    monkeypatch.setattr(stops, "_process", stops._Process())  # that of a process which has heard nothing yet
     with pytest.raises((KeyboardInterrupt, Terminated)) as stop:
         experiment.guarded(run, story)
     assert ended_by(stop.value) == End(code, error)
     record = Run.load(run.path).record
-    assert (record["status"], record["exit_code"], record["error"]) == ("failed", code, error)
+    assert (record["status"], record["exit_code"], record["error"]) == (status, code, error)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -95,7 +98,7 @@ def test_a_signal_that_a_destructor_swallows_comes_again(run):
 
     with pytest.raises(Terminated):
         experiment.guarded(run, story)
-    assert Run.load(run.path).record["exit_code"] == 143
+    assert Run.load(run.path).record["exit_code"] == 75
 
 
 def test_a_configuration_error_found_late_leaves_nothing(run, tmp_path):

@@ -1,6 +1,8 @@
 """Servers of one run: waiting for the first, hearing each other, the end of one that falls silent."""
 
 import json
+import re
+import signal
 import threading
 import time
 
@@ -114,8 +116,16 @@ def test_a_lost_server_ends_the_ranks_here(run_dir, monkeypatch, capfd):
     assert left_behind(run_dir) == []
 
 
-def test_a_stop_on_one_server_ends_the_others(run_dir):
+@pytest.mark.parametrize(
+    ("number", "story", "code", "said"),
+    [
+        (signal.SIGINT, "all_wait", 130, "stopped on host0"),
+        (signal.SIGTERM, "trains", 75, r"preempted \(SIGTERM\) after step \d+, which is saved;"),
+    ],
+)
+def test_a_stop_on_one_server_ends_the_others(run_dir, number, story, code, said):
     where = topology(world_size=2, node_rank=1)
-    ask_to_stop(run_dir, 2, "stopped by SIGINT on host0")
-    end = supervision.supervise(story_launch(Topology(), run_dir, "all_wait", "0"), run_dir, where, node=1)
-    assert (end.exit_code, end.error) == (130, "stopped by SIGINT on host0")
+    ask_to_stop(run_dir, number, "stopped on host0", seconds=10)
+    end = supervision.supervise(story_launch(Topology(), run_dir, story, "0"), run_dir, where, node=1)
+    assert end.exit_code == code
+    assert re.match(said, end.error)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +13,7 @@ from conftest import ROOT
 from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from test_supervision import until
 
 from asr import composition, nodes, submission
 from asr.errors import ConfigError, JobError, LaunchError
@@ -211,7 +213,8 @@ except Exception as error:
     ("body", "code", "said"),
     [
         ("raise JobError('s/0', 3)", 3, "JobError the job in s/0 ended with exit code 3; its log is /f/12/12_0_log.out"),
-        ("os.kill(os.getpid(), signal.SIGUSR2); time.sleep(9)", 143, "JobError the job in s/0 ended with exit code 143"),
+        ("os.kill(os.getpid(), signal.SIGUSR2); time.sleep(9)", 75, "JobError the job in s/0 ended with exit code 75"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 75, "JobError the job in s/0 ended with exit code 75"),
         ("raise ConfigError('is wrong', key='a.b')", 2, "ConfigError a.b: is wrong"),
     ],
 )
@@ -221,7 +224,36 @@ def test_a_task_ends_with_its_run_s_exit_code(body, code, said):
     done = subprocess.run([sys.executable, "-c", TASK.format(body)], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     assert done.stdout.startswith(said)
-    assert ("SIGUSR2: the time limit is near" in done.stderr) is ("USR2" in body)
+    not_requeued = "the job is not requeued (it was told to end, and not warned of its time limit): `asr resume s/0` goes on with its run"
+    assert (not_requeued in done.stderr) is ("SIGTERM" in body)
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_a_job_that_was_warned_starts_again_once_it_has_saved(monkeypatch, tmp_path, slurm, cluster):
+    """By submitit's own means, with its own count of how often; real processes, Slurm's programs as fakes."""
+    import submitit
+
+    monkeypatch.setenv("PYTHONPATH", f"{FAKES.parent}:{ROOT}")
+    monkeypatch.syspath_prepend(FAKES.parent)
+    from requeued_job import Job
+
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
+    executor = submitit.AutoExecutor(tmp_path / "jobs" / "%j", cluster=cluster, **{f"{cluster}_max_num_timeout": 1})
+    executor.update_parameters(timeout_min=5)  # so short that every warning counts as the end of its time
+    job = executor.submit(Job(), tmp_path)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR2)
+    assert job.result() == "saved", job.stdout()
+    assert "(0 remaining timeouts)" in job.stdout()
+
+
+def test_what_a_scheduler_starts_again_is_known_by_its_count(monkeypatch, tmp_path):
+    (tmp_path / "run.json").touch()
+    assert not submission.is_requeued(str(tmp_path))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert not submission.is_requeued(str(tmp_path))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert submission.is_requeued()
 
 
 def test_a_server_that_takes_no_part_tells_the_others(tmp_path):

@@ -5,6 +5,7 @@ Ranks tell stories of a few words (fakes/rank_story.py) instead of training; tes
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from asr import launchers, supervision
-from asr.ranks import RankRecord, asked_to_stop, read_records
+from asr.ranks import RankRecord, ask_to_stop, asked_to_stop, read_records, set_aside
 from asr.stops import End
 from asr.topology import Topology
 
@@ -80,13 +81,31 @@ def test_all_ranks_are_shown_on_request(tell, capfd):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_rank_s_own_exit_code_is_the_run_s(tell, launcher):
     """torchrun would make 1 of it."""
-    end, folder, seconds = tell(launcher, "says_75")
-    assert end.exit_code == 75
-    assert end.error.splitlines() == ["rank 1 ended with exit code 75: preempted. Its last lines:", "    a word before the end"]
+    end, folder, seconds = tell(launcher, "says_3")
+    assert end == End(3, "bad data")
     assert seconds < 15
     assert left_behind(folder) == []
     other = read_records(folder)[0]
-    assert other.exit_code == 143
+    assert (other.exit_code, other.error) in ((129, "terminated (SIGHUP)"), (75, "preempted (SIGTERM)"))  # torchrun and mpirun are fast
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "mpirun"])
+def test_a_rank_that_ends_as_preempted_ends_the_run_so(tell, launcher):
+    """As for a time limit: nobody has asked for it."""
+    end, folder, seconds = tell(launcher, "trains_for_an_hour")
+    records = read_records(folder)
+    assert [records[n].exit_code for n in (0, 1)] == [75, 75]
+    assert end == End(75, records[0].error)
+    saved = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert saved == [f"checkpoint-{re.search(r'trainer.max_hours=1. after step (.*), which is saved', end.error)[1]}"]
+    assert seconds < 15
+    assert left_behind(folder) == []
+
+
+def test_ranks_end_with_the_one_that_ended_as_preempted_alone(tell):
+    end, folder, _ = tell("mpirun", "says_75")
+    assert end == End(75, "preempted")
+    assert read_records(folder)[0].exit_code == 75
 
 
 def test_a_killed_rank_is_named_with_its_last_lines(tell):
@@ -155,11 +174,12 @@ sys.path.insert(0, {tests!r})
 from test_supervision import story_launch
 from asr import stops, supervision
 from asr.topology import Topology
-topology = Topology(world_size=2, launcher=sys.argv[2], stop_seconds=2)
+topology = Topology(world_size=2, launcher=sys.argv[2], stop_seconds=2, preempt_seconds=60)
 stops.listen()
 try:
     print(supervision.supervise(story_launch(topology, Path(sys.argv[1]), sys.argv[3]), Path(sys.argv[1]), topology))
 except (KeyboardInterrupt, stops.Terminated) as stop:
+    print(stops.ended_by(stop))
     sys.exit(stops.ended_by(stop).exit_code)
 """
 
@@ -190,7 +210,7 @@ def until(happened, seconds=30.0):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("launcher", "number", "code"), [("torchrun", signal.SIGINT, 130), ("mpirun", signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("launcher", "number", "code"), [("torchrun", signal.SIGINT, 130), ("mpirun", signal.SIGTERM, 75)])
 def test_a_stop_reaches_every_rank(parent, launcher, number, code):
     process, folder = parent(launcher)
     process.send_signal(number)
@@ -212,8 +232,8 @@ def test_a_stop_that_every_process_gets(parent, capfd):
     process, folder = parent("mpirun")
     for pid in [process.pid, *descendants(process.pid)]:
         os.kill(pid, signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
-    assert [record.exit_code for record in read_records(folder).values()] == [143, 143]
+    assert process.wait(timeout=20) == 75
+    assert [record.exit_code for record in read_records(folder).values()] == [75, 75]
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -231,7 +251,7 @@ def test_a_guard_that_doesn_t_move_is_killed_with_its_rank(parent):
     process, folder = parent("torchrun")
     os.kill(read_records(folder)[1].guard, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=30) == 75
     assert left_behind(folder) == []
 
 
@@ -268,14 +288,87 @@ def test_a_killed_parent_leaves_no_rank_behind(parent, launcher):
     until(lambda: left_behind(folder) == [], seconds=20)
 
 
-def test_slurm_s_warning_to_every_process_kills_none(parent):
-    """SIGUSR1 kills torchrun and leaves its ranks behind; here it is the parent's alone."""
-    process, folder = parent("torchrun")
-    agent = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout)
-    ranks = [record.pid for record in read_records(folder).values()]
-    for pid in (agent, *ranks):
-        os.kill(pid, signal.SIGUSR1)
-    time.sleep(0.5)
-    assert all(Path(f"/proc/{pid}").exists() for pid in (agent, *ranks))
+# --- preemption ------------------------------------------------------------------------------------------------------
+
+
+def saved_by_all(folder: Path) -> str:
+    """Return the one message of all ranks, which have saved one checkpoint."""
+    records = read_records(folder)
+    assert [records[n].exit_code for n in (0, 1)] == [75, 75]
+    steps = {re.search(r"after step (\d+), which is saved", record.error)[1] for record in records.values()}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"checkpoint-{step}" for step in steps]
+    assert left_behind(folder) == []
+    return records[0].error
+
+
+@pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGUSR1), ("mpirun", signal.SIGTERM)])
+def test_all_ranks_save_the_same_step(parent, capfd, launcher, number):
+    process, folder = parent(launcher, "trains")
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 75
+    message = saved_by_all(folder)
+    assert message.startswith(f"preempted ({number.name}) after step ")
+    assert message.endswith(f"resume=auto goes on from there, or `asr resume {folder}`")
+    assert f"End(exit_code=75, error='{message}')" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("launcher", "numbers"),
+    [
+        ("torchrun", [signal.SIGUSR1]),
+        pytest.param("mpirun", [signal.SIGUSR2], marks=pytest.mark.slow),
+        pytest.param("torchrun", [signal.SIGTERM, signal.SIGUSR2], marks=pytest.mark.slow),  # as Slurm preempts
+    ],
+)
+def test_slurm_s_signal_to_every_process_saves_too(parent, launcher, numbers):
+    """SIGUSR1 would kill torchrun and leave its ranks behind. SIGTERM it takes for its own end, and leaves its ranks 30 s."""
+    process, folder = parent(launcher, "trains")
+    everybody = [process.pid, *descendants(process.pid)]
+    for number in numbers:
+        for pid in everybody:
+            os.kill(pid, number)
+        time.sleep(0.1)
+    assert process.wait(timeout=20) == 75
+    saved_by_all(folder)
+
+
+@pytest.mark.parametrize(("launcher", "whom"), [("mpirun", "guard"), pytest.param("torchrun", "pid", marks=pytest.mark.slow)])
+def test_a_signal_to_one_rank_alone_saves_on_all(parent, capfd, launcher, whom):
+    """As from `scancel --signal` or by hand; the parent, which has heard nothing, ends the run as preempted."""
+    process, folder = parent(launcher, "trains")
+    os.kill(getattr(read_records(folder)[1], whom), signal.SIGUSR2)
+    assert process.wait(timeout=20) == 0  # the end that supervise returns
+    message = saved_by_all(folder)
+    assert f"End(exit_code=75, error='{message}')" in capfd.readouterr().out
+    assert "SIGUSR2" in message
+
+
+@pytest.mark.slow
+def test_ranks_that_can_t_save_are_killed_once_one_has_ended(parent, capfd):
+    """Rank 1 ends without the others, which hang: they don't have all of preempt_seconds any more."""
+    process, folder = parent("torchrun", "saves_never")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+    assert process.wait(timeout=30) == 75
+    assert left_behind(folder) == []
+
+
+def test_a_second_sigterm_kills_ranks_that_save(parent):
+    process, folder = parent("mpirun", "all_deaf")
+    process.send_signal(signal.SIGTERM)
+    until((folder / "ranks" / "stop.json").exists)
+    process.send_signal(signal.SIGUSR1)  # changes nothing
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=3) == 75
+    assert left_behind(folder) == []
+
+
+def test_a_session_begins_without_the_stop_of_the_last_one(tmp_path):
+    for session in (1, 2):
+        (tmp_path / "ranks").mkdir()
+        ask_to_stop(tmp_path, signal.SIGTERM, f"stop {session}", seconds=1)
+        set_aside(tmp_path)
+        assert asked_to_stop(tmp_path) is None
+        assert json.loads((tmp_path / "ranks.before" / "stop.json").read_text())["reason"] == f"stop {session}"
+    set_aside(tmp_path)

@@ -76,7 +76,7 @@ def test_saved_tokenizers_load_and_report_what_they_lack(tmp_path):
 
 
 def test_a_tokenizer_that_is_not_there_names_the_key():
-    with pytest.raises(ConfigError, match=r"^vocabulary\.tokenizer_name_or_path: no tokenizer"):
+    with pytest.raises(ConfigError, match=r"^vocabulary\.tokenizer_name_or_path: the tokenizer of 'nosuch/tokenizer' is neither"):
         Vocabulary().tokenizer_of("nosuch/tokenizer", key="vocabulary.tokenizer_name_or_path")
 
 

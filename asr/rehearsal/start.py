@@ -17,7 +17,7 @@ from asr.pipeline import Pipeline
 from asr.rehearsal import device, verdict
 from asr.rehearsal.shrink import shrink
 from asr.runs import Run
-from asr.stops import End
+from asr.stops import PREEMPTED, End
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 """Signals by which a library's code ends its process: a finding, not a stop."""
@@ -58,7 +58,7 @@ def start(
     combinations = _combinations(composed, {change.key for change in smaller.substitutions})
 
     def judge(run: Run, end: End) -> End:
-        if end.exit_code == DataError.exit_code or (end.exit_code > 128 and end.exit_code - 128 not in CRASHES):
+        if end.exit_code in (DataError.exit_code, PREEMPTED) or (end.exit_code > 128 and end.exit_code - 128 not in CRASHES):
             return end  # bad data, or stopped: nothing was found out about the path
         if end.exit_code == ConfigError.exit_code and not combinations:
             return end  # as a launch would end

@@ -106,7 +106,8 @@ def table(verdict: Mapping[str, Any], title: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=f"rehearsal of {title}: {'passed' if verdict['passed'] else 'FAILED'}", show_header=False, title_justify="left")
+    named = Text(f"rehearsal of {title}: {'passed' if verdict['passed'] else 'FAILED'}", style="table.title")
+    shown = Table(title=named, show_header=False, title_justify="left")
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
 

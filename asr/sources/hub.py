@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from asr import hub
 from asr.errors import ConfigError, DataError, did_you_mean
+from asr.secrets import redacted
 from asr.sources import Source, Utterance, check_column, inside
 from asr.sources.arrow_split import ArrowSplit, is_audio, is_text
 
@@ -112,9 +114,7 @@ class Hub(Source):
             if folder is not None and any((folder / name).is_file() for name in SAVED):
                 loaded = datasets.load_from_disk(location, keep_in_memory=False)
             else:
-                loaded = datasets.load_dataset(
-                    location, self.config_name, revision=self.revision, cache_dir=self.cache_dir, keep_in_memory=False
-                )
+                loaded = self._loaded(location, of_hub=folder is None)
         if isinstance(loaded, datasets.Dataset):  # saved alone: it may not know its name, or be called train[:10%]
             named = loaded.split is not None and re.fullmatch(r"\w+(\.\w+)*", str(loaded.split))
             loaded = {str(loaded.split) if named else "train": loaded}
@@ -122,6 +122,22 @@ class Hub(Source):
             str(name): ArrowSplit(tuple(Path(file["filename"]).absolute() for file in dataset.cache_files), dataset.num_rows)
             for name, dataset in loaded.items()
         }
+
+    def _loaded(self, location: str, *, of_hub: bool) -> Any:
+        """Return what datasets makes of a folder or a name, which it first asks the hub for."""
+        import datasets
+        from datasets.naming import camelcase_to_snakecase
+
+        def load() -> Any:
+            return datasets.load_dataset(location, self.config_name, revision=self.revision, cache_dir=self.cache_dir, keep_in_memory=False)
+
+        if not of_hub:
+            return load()
+        with hub.cached_datasets_if_silent(location):
+            *owner, name = location.split("/")
+            kept = Path(self.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+            arrow_files = kept / "___".join([*owner, camelcase_to_snakecase(name)])
+            return hub.patiently(load, [hub.cache_folder(None) / f"datasets--{location.replace('/', '--')}", arrow_files])
 
     def _folder(self) -> Path | None:
         """Return the local folder of the dataset, or None when it is a name on the hub."""
@@ -142,7 +158,7 @@ class Hub(Source):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn what datasets raises for a dataset that can't be loaded into an error in a user's words."""
-        from datasets.exceptions import DatasetsError
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
         from pyarrow import ArrowException
 
         key = "root" if self.root else "path"
@@ -166,13 +182,8 @@ class Hub(Source):
             wrong = f"{self._location()} has no configuration {self.config_name!r}" if self.config_name else "is missing"
             choices = f"choose from {', '.join(listed)}, or null for the only one." if listed else _first_line(error)
             raise ConfigError(f"{wrong}; {choices}{did_you_mean(self.config_name or '', listed)}", key="config_name") from error
-        except OSError as error:  # not there, not reachable, not allowed
-            elsewhere = (
-                " Check the name, the network and HF_TOKEN; without network give a local copy: "
-                "root=/a/folder of its Parquet or Arrow files, or one that save_to_disk wrote."
-            )
-            mend = "" if self._folder() else elsewhere
-            raise ConfigError(f"{wanted} can't be had: {_first_line(error)}.{mend}", key=key) from error
+        except DatasetNotFoundError as error:
+            raise self._not_to_be_had(wanted, error, key) from error
         except DatasetsError as error:
             if isinstance(error.__cause__, ImportError):  # datasets 4 wants torchcodec to pack audio files, not to read packed ones
                 raise ConfigError(
@@ -180,6 +191,20 @@ class Hub(Source):
                     key=key,
                 ) from error
             raise DataError(f"{wanted} can't be converted to Arrow files: {_first_line(error.__cause__ or error)}") from error
+        except hub.failures() as error:  # not there, not reachable, not allowed
+            raise self._not_to_be_had(wanted, error, key) from error
+
+    def _not_to_be_had(self, wanted: str, error: BaseException, key: str) -> ConfigError:
+        if self._folder():
+            return ConfigError(f"{wanted} can't be had: {_first_line(error)}.", key=key)
+        silent = "HF_HUB_OFFLINE is set" if hub.is_offline() else hub.why_silent()
+        reason = f"it is not in the cache, and {hub.endpoint()} can't be asked: {silent}" if silent else _first_line(error)
+        return ConfigError(
+            f"{wanted} can't be had: {reason}. Check the name, the network and HF_TOKEN; without network give a local copy: "
+            "dataset.root=/a/folder of its Parquet or Arrow files, or one that save_to_disk wrote (audio files: dataset=folder "
+            "dataset.root=/a/folder); or HF_HUB_OFFLINE=1 and HF_HOME=/a/cache that has it.",
+            key=key,
+        )
 
     def _ranges(self, spec: str, num_rows: dict[str, int]) -> list[tuple[str, int, int]]:
         """Return (split, first row, last row + 1) for every summand of a split expression."""
@@ -245,4 +270,4 @@ class Hub(Source):
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from typing import ClassVar
 
 from asr.config import bounded, cache_root
 from asr.errors import ConfigError, DataError, did_you_mean
+from asr.permissions import umask
 from asr.sources import Source, Utterance
 from asr.sources.espeak import SAMPLE_RATE_HZ, Line, Voice, speak
 
@@ -103,7 +103,7 @@ class SpokenDigits(Source):
             for split, lines in plan.items():
                 rows = ({"id": x.id, "audio": x.audio, "text": x.text, "speaker": x.voice.name} for x in lines)
                 (aside / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-            aside.chmod(0o777 & ~_umask())
+            aside.chmod(0o777 & ~umask())
             try:
                 aside.replace(folder)
             except OSError:  # another process made the same corpus meanwhile
@@ -159,9 +159,3 @@ def _engine_version() -> str:
         return version("espeakng-loader")
     except PackageNotFoundError:
         return "none"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

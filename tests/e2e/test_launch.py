@@ -198,7 +198,7 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path, own_cache):
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: "trainer: " in (tmp_path / "s" / "0" / "run.log").read_text())
         process.kill()
-    wait_for(lambda: read(tmp_path / "s" / "0" / "run.json")["exit_code"] == 143, seconds=20)
+    wait_for(lambda: read(tmp_path / "s" / "0" / "run.json")["exit_code"] == 129, seconds=20)
 
 
 def test_a_sweep_with_a_bad_job_starts_none(launch, tmp_path):
@@ -362,8 +362,10 @@ def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp
     assert "Traceback" in (tmp_path / "r" / "run.log").read_text()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
-def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
+@pytest.mark.parametrize(
+    ("sent", "status", "code"), [(signal.SIGINT, "failed", 130), pytest.param(signal.SIGTERM, "preempted", 75, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, status, code):
     command = launch_command(*TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "hydra.run.dir=r")
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
@@ -374,7 +376,7 @@ def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, code):
         _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     record = read(tmp_path / "r" / "run.json")
-    assert (record["status"], record["exit_code"]) == ("failed", code)
+    assert (record["status"], record["exit_code"]) == (status, code)
     assert "Traceback" not in err
 
 

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-from asr.ranks import Rank, guard, read_records
-from asr.stops import End, Terminated, ended_by, listen_once
+from asr.preemption import Preemption
+from asr.ranks import Rank, for_launcher, guard, read_records
+from asr.stops import End, Terminated, deferred, ended_by, listen_once
+
+EVERY_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def main() -> int:
@@ -25,7 +29,7 @@ def main() -> int:
         except (KeyboardInterrupt, Terminated) as stop:
             return ended_by(stop)
 
-    return guard(rank, run_dir, tell, stop_seconds=2)
+    return for_launcher(guard(rank, run_dir, tell, stop_seconds=2, preempt_seconds=6))
 
 
 def waits() -> End:
@@ -47,6 +51,11 @@ def says_75(here: bool, rank: Rank) -> End:
     return End(75, "preempted")
 
 
+def says_3(here: bool, rank: Rank) -> End:
+    end = says_75(here, rank)
+    return End(3, "bad data") if here else end
+
+
 def kills_itself(here: bool, rank: Rank) -> End:
     if here:
         print("a word before the end", flush=True)
@@ -58,7 +67,7 @@ def kills_itself(here: bool, rank: Rank) -> End:
 def is_deaf(here: bool, rank: Rank) -> End:
     """Hears no signal, as in a collective of C++, and has a loader worker."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_STOP)
     if here:
         return End(3, "bad data")
     return waits()
@@ -83,13 +92,65 @@ def starts_a_daemon(here: bool, rank: Rank) -> End:
 
 
 def all_deaf(here: bool, rank: Rank) -> End:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_STOP)
     return all_wait(here, rank)
 
 
 def all_wait(here: bool, rank: Rank) -> End:
     print("waiting", flush=True)
     return waits()
+
+
+def trains(here: bool, rank: Rank) -> End:
+    """Steps that last a moment, ends as a training does. What ranks agree on goes through files: all of a step's, as a collective."""
+    with deferred() as asked:
+        return _train(Preemption(Trainer(), asked, Path(sys.argv[1]), started=time.time()), rank)
+
+
+def trains_for_an_hour(here: bool, rank: Rank) -> End:
+    """Whose hour is over in a second on rank 1, and in an hour on others."""
+    started = time.time() - (3599 if here else 0)
+    with deferred() as asked:
+        return _train(Preemption(Trainer(), asked, Path(sys.argv[1]), started=started, max_hours=1), rank)
+
+
+def saves_never(here: bool, rank: Rank) -> End:
+    """The chosen rank ends without having saved anything, and the others hang, as in a collective with it."""
+    if not here:
+        signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_STOP)
+    return all_wait(here, rank)
+
+
+class Trainer:
+    def __init__(self) -> None:
+        self.control = SimpleNamespace(should_save=False)
+
+
+def _train(preemption: Preemption, rank: Rank) -> End:
+    folder = Path(sys.argv[1]) / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    print("waiting", flush=True)
+    for step in range(1000):
+        time.sleep(0.05)
+        preemption.act(_sum(step, preemption.count(), rank))
+        if preemption.trainer.control.should_save:
+            time.sleep(0.5)
+            if rank.is_first:
+                (folder / f"checkpoint-{step}").touch()
+            while not (folder / f"checkpoint-{step}").exists():
+                time.sleep(0.01)
+            preemption.saved(step)
+    return End(1, "nobody asked it to stop")
+
+
+def _sum(step: int, count: int, rank: Rank) -> int:
+    parts = [Path(sys.argv[1]) / f"count-{step}-{n}" for n in range(rank.world_size)]
+    aside = parts[rank.number].with_suffix(".aside")
+    aside.write_text(str(count))
+    aside.replace(parts[rank.number])
+    while not all(part.exists() for part in parts):
+        time.sleep(0.01)
+    return sum(int(part.read_text()) for part in parts)
 
 
 def shows_a_bar(here: bool, rank: Rank) -> End:
@@ -105,8 +166,8 @@ def shows_a_bar(here: bool, rank: Rank) -> End:
 STORIES = {
     story.__name__: story
     for story in (
-        *(finishes, says_75, kills_itself, is_deaf, complains_at_length, exits_with_2, starts_a_daemon),
-        *(all_deaf, all_wait, shows_a_bar),
+        *(finishes, says_75, says_3, kills_itself, is_deaf, complains_at_length, exits_with_2, starts_a_daemon),
+        *(all_deaf, all_wait, trains, trains_for_an_hour, saves_never, shows_a_bar),
     )
 }
 

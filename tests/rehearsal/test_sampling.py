@@ -120,13 +120,6 @@ def test_what_accelerate_makes_of_them_for_two_ranks(whole):
             assert [list(loader) for loader in loaders] == [drawn[::2], drawn[1::2]]
 
 
-def test_one_rank_has_no_sampler_of_its_own():
-    with pytest.raises(AttributeError):
-        train(Buckets()).sampler  # noqa: B018
-    two = train(Buckets(), 2)
-    assert two.sampler is two
-
-
 def test_an_epoch_without_batches_is_the_job_s_own():
     args = SimpleNamespace(**{**vars(ARGS), "dataloader_drop_last": True})
     none = FewBatches(whole=Longest()).train(sizes(SECONDS[:5]), 8, seed=1, world_size=1, args=args)

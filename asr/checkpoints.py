@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from asr.files import sync
 log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
+STATE_FILE = "trainer_state.json"  # the library's
 SAVING = ".saving"
 DAMAGED = "damaged-"
 SCHEMA = 1
@@ -60,13 +61,13 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{MANIFEST_FILE} of {self.path.name} can't be read ({error})") from error
 
-    def problem(self) -> str | None:
-        """Return what is wrong with it, naming the file; None where every file is as it was written."""
+    def problem(self, *, only: Callable[[str], bool] = lambda _: True) -> str | None:
+        """Return what is wrong with it, naming the file; None where every file, or every one that `only` asks for, is as it was written."""
         try:
             files = self.manifest()["files"]
         except CheckpointError as error:
             return str(error)
-        for name, expected in sorted(files.items()):
+        for name, expected in sorted((name, facts) for name, facts in files.items() if only(name)):
             path = self.path / name
             try:
                 size = path.stat().st_size

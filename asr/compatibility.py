@@ -244,6 +244,18 @@ def checkpointing_knows_this_torch(asked: Combination) -> ConfigError | None:
     )
 
 
+def averaged_checkpoints_hold_whole_weights(asked: Combination) -> ConfigError | None:
+    """DeepSpeed and FSDP save the ranks' shards in files of their own (transformers 4.55, trainer.py:3363-3371), and whole weights in
+    some settings only (trainer.py:3969-3989): asr.averaging reads model.safetensors. Its mean would have to be sharded again, too."""
+    sharded = "topology.deepspeed" if asked.topology.deepspeed else "trainer.args.fsdp" if asked.trainer.args.get("fsdp") else ""
+    if asked.trainer.average_checkpoints is None or not sharded:
+        return None
+    return ConfigError(
+        f"checkpoints of {sharded} are in shards, which aren't averaged: leave it null, or do without {sharded}.",
+        key="trainer.average_checkpoints",
+    )
+
+
 Rule = Callable[[Combination], ConfigError | None]
 HOST_RULES: tuple[Rule, ...] = (habana_is_there,)
 RULES: tuple[Rule, ...] = (
@@ -262,6 +274,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     graphs_are_few,
     graphed_models_do_not_generate,
     checkpointing_knows_this_torch,
+    averaged_checkpoints_hold_whole_weights,
 )
 
 

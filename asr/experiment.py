@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     checkpoints,
     config,
+    early_stopping,
     engines,
     failures,
     fitting,
@@ -378,6 +379,11 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
+    averaged = speech_trainer.averaging.apply(speech_trainer) if speech_trainer.averaging else []
+    if averaged and rank.is_first:
+        run.save(averaged_checkpoints=averaged)
+    stopped_at = early_stopping.stopped_at(speech_trainer)
+    measured |= {} if stopped_at is None else {"stopped_early_at_step": stopped_at}
     _save_model(speech_trainer, run, rank)
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
 

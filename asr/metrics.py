@@ -16,6 +16,8 @@ from asr.errors import ConfigError, DataError, did_you_mean
 from asr.sources import Utterance
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 ERROR_RATE = Path(__file__).resolve().parent / "evaluate_modules" / "error_rate.py"
@@ -62,12 +64,14 @@ def word_errors(reference: str, hypothesis: str) -> int:
 
 @dataclass
 class Scorer:
-    """Trainer's `compute_metrics`: decodes, normalises both sides alike, scores, and keeps the predictions.
+    """Trainer's `compute_metrics`, batch by batch: decodes, normalises both sides alike, scores, and keeps the predictions.
 
-    `predictions` of the evaluation are losses [utterances] and token ids [utterances, frames]; its `label_ids` are
+    `predictions` of a batch are losses [utterances] and token ids [utterances, frames]; its `label_ids` are
     row numbers in the manifest, so that references come from the transcripts and not from what the tokenizer
     could spell of them. Row numbers below zero are fillers and count for nothing. The loss is the mean over utterances
     with a finite one: CTC's is infinite where labels don't fit into the frames, which `num_infinite_losses` counts.
+
+    Of a batch only text and losses are kept, so that an evaluation takes no more memory with more frames or a larger vocabulary.
     """
 
     utterances: Sequence[Utterance]
@@ -79,23 +83,43 @@ class Scorer:
 
     def __post_init__(self) -> None:
         self._metrics = {name: load(name) for name in self.metric_names}
+        self.begin()
 
-    def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
+    def begin(self) -> None:
+        """Forget what an evaluation has heard: the next batch is the first of another."""
+        self._heard: dict[int, str] = {}
+        self._losses: dict[int, float] = {}
+
+    def __call__(self, evaluated: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Take a batch in; return the scores of all batches once `compute_result` says that it is the last."""
         (losses, tokens), rows = evaluated.predictions, evaluated.label_ids
+        self._take_in(_on_host(losses), _on_host(tokens), _on_host(rows))
+        if not compute_result:
+            return {}
+        try:
+            return self._scores()
+        finally:
+            self.begin()
+
+    def _take_in(self, losses: NDArray[Any], tokens: NDArray[Any], rows: NDArray[Any]) -> None:
         real = rows >= 0
-        if not real.any():
-            raise DataError("no utterance of the evaluation could be decoded; run.log names each with its problem.")
-        losses, tokens, rows = losses[real], tokens[real].astype(int), rows[real].tolist()
+        tokens = tokens[real].astype(int)
         tokens[tokens < 0] = self.tokenizer.pad_token_id  # what the evaluation loop pads with
-        hypotheses = dict(zip(rows, map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True))
-        loss = dict(zip(rows, losses.tolist(), strict=True))  # a row that comes twice counts once
-        order = sorted(hypotheses)
-        said, heard = [self.references[i] for i in order], [hypotheses[i] for i in order]
-        self.predictions = [self._line(i, hypotheses[i]) for i in order]
-        finite = [value for value in loss.values() if math.isfinite(value)]
+        numbers = rows[real].tolist()
+        # a row that comes twice counts once
+        self._heard |= zip(numbers, map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True)
+        self._losses |= zip(numbers, losses[real].tolist(), strict=True)
+
+    def _scores(self) -> dict[str, float]:
+        if not self._heard:
+            raise DataError("no utterance of the evaluation could be decoded; run.log names each with its problem.")
+        order = sorted(self._heard)
+        said, heard = [self.references[i] for i in order], [self._heard[i] for i in order]
+        self.predictions = [self._line(i, self._heard[i]) for i in order]
+        finite = [value for value in self._losses.values() if math.isfinite(value)]
         scores: dict[str, float] = {"loss": sum(finite) / len(finite) if finite else math.nan}
-        if len(finite) < len(loss):
-            scores["num_infinite_losses"] = len(loss) - len(finite)
+        if len(finite) < len(self._losses):
+            scores["num_infinite_losses"] = len(self._losses) - len(finite)
         for name, compute in self._metrics.items():
             result = compute(predictions=heard, references=said)
             scores |= result if isinstance(result, dict) else {Path(name).stem: result}
@@ -110,3 +134,10 @@ class Scorer:
             "seconds": round(utterance.seconds or 0.0, 3),
             "errors": word_errors(reference, hypothesis),
         }
+
+
+def _on_host(values: torch.Tensor | NDArray[Any]) -> NDArray[Any]:
+    """Return what a batch holds as NumPy's: a loop that keeps batches gives that, one that hands them on gives tensors of its device."""
+    import numpy as np
+
+    return np.asarray(values if isinstance(values, np.ndarray) else values.cpu())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asr import checkpoints
 from asr.agreement import Agreement
-from asr.checkpoints import Checkpoint
+from asr.checkpoints import STATE_FILE, Checkpoint
 from asr.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress_{rank}.json"
-STATE_FILE = "trainer_state.json"
 
 
 class Participant(Protocol):

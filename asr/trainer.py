@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, bad_numbers, engines, metrics, shape_trial, undecodable
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, undecodable
+from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
+from asr.best import Best
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
-from asr.errors import ConfigError, DataError, did_you_mean
+from asr.errors import ConfigError, DataError
 from asr.planning import Shape
 from asr.resuming import ResumingMixin
 
@@ -68,11 +70,9 @@ class CTCTraining:
         metrics.check_names(self.eval_metrics)
         engine = engines.engine(self.engine)
         self.args = argument_checks.checked(self.args, engine)
-        best = self.args.get("metric_for_best_model")
-        measured = ["loss", *(Path(name).stem for name in self.eval_metrics)]
-        if best is not None and str(best).removeprefix("eval_") not in measured:
-            near = did_you_mean(str(best), measured)
-            raise ConfigError(f"{best!r} is not one of {', '.join(measured)}.{near}", key="args.metric_for_best_model")
+        best.check(self.args, self.eval_metrics)
+        early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
+        averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
 
     def build(
         self,
@@ -95,7 +95,9 @@ class CTCTraining:
             "logging_dir": str(run_dir / "tensorboard"),
             "seed": seed,
             "remove_unused_columns": False,
+            "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
             "restore_callback_states_from_checkpoint": True,
+            **best.arguments(self.args),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
         engine = engines.engine(self.engine)
@@ -119,6 +121,11 @@ class CTCTraining:
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
         engine.ready(trainer)
         trainer.add_callback(_first_step_logger())
+        if self.early_stopping_patience is not None:
+            trainer.add_callback(early_stopping.callback(self.early_stopping_patience, self.early_stopping_threshold))
+        if self.average_checkpoints is not None:
+            averaged = Averaging(self.average_checkpoints, Best.of(args) if self.average_by == "best" else None)
+            trainer.averaging, trainer.protect = averaged, lambda: averaged.worth_keeping(trainer.checkpoints)
         if self.try_shapes:
             trainer.add_callback(_shape_trial(trainer))
         trainer.add_callback(bad_numbers.callback(trainer.bad_numbers))
@@ -207,6 +214,9 @@ class SpeechTrainerMixin(ResumingMixin):
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
+    compute_metrics: Any
+    averaging: Averaging | None = None
+    """Whose mean the weights become, once all steps are done."""
     _train_batch_size: int | None = None
 
     model_accepts_loss_kwargs: bool
@@ -402,12 +412,17 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         with torch.autocast(logits.device.type, enabled=False):
             return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.compute_metrics, metrics.Scorer):
+            self.compute_metrics.begin()  # one that was broken off may have left batches
+        return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
         The evaluation loop would repeat one loss batch_size times, which is wrong when batches differ in size
-        (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean.
-        Losses come first: the loop converts both to the first one's dtype.
+        (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean. Both may
+        reach it as float32, to which the loop converts what it gathers on an HPU (trainer.py:2165).
         """
         import torch
 

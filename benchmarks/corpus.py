@@ -115,8 +115,8 @@ def audio_files(root: Path, split: str = "train") -> list[Path]:
 def _write(job: tuple[Path, float, tuple[int, ...]]) -> dict[str, object]:
     path, seconds, seed = job
     dice = np.random.default_rng(seed)
-    soundfile.write(path, _speech_like(round(seconds * RATE_HZ), dice), RATE_HZ, subtype=FORMATS[path.suffix[1:]])
-    return {"audio_filepath": f"{path.parent.name}/{path.name}", "duration": round(seconds, 3), "text": _transcript(seconds, dice)}
+    soundfile.write(path, speech_like(round(seconds * RATE_HZ), dice), RATE_HZ, subtype=FORMATS[path.suffix[1:]])
+    return {"audio_filepath": f"{path.parent.name}/{path.name}", "duration": round(seconds, 3), "text": transcript(seconds, dice)}
 
 
 @lru_cache(maxsize=1)
@@ -129,14 +129,14 @@ def _noise() -> NDArray[np.float32]:
     return (noise / noise.std()).astype(np.float32)
 
 
-def _speech_like(num_samples: int, dice: np.random.Generator) -> NDArray[np.float32]:
+def speech_like(num_samples: int, dice: np.random.Generator) -> NDArray[np.float32]:
     """Return float32 [samples]: noise that swells four times a second, over a quiet floor."""
     start = dice.integers(len(_noise()) - num_samples)
     syllables = np.sin(np.arange(num_samples, dtype=np.float32) * np.float32(np.pi * 4 / RATE_HZ) + np.float32(dice.uniform(0, np.pi))) ** 4
     return _noise()[start : start + num_samples] * (0.001 + 0.035 * syllables)
 
 
-def _transcript(seconds: float, dice: np.random.Generator) -> str:
+def transcript(seconds: float, dice: np.random.Generator) -> str:
     """Return words of random letters, CHARACTERS_A_SECOND of them with the spaces."""
     letters = dice.choice(list("abcdefghijklmnopqrstuvwxyz"), max(1, round(seconds * CHARACTERS_A_SECOND)))
     letters[5:-1:6] = " "

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import TINY, composed
+from safetensors.torch import load_file
 
 from asr import experiment, stops
 from asr.errors import ConfigError, DataError
@@ -150,6 +152,24 @@ def test_preparing_writes_manifests_and_vocabulary(run):
     assert split["labels"]["max"] <= 3 * len("seven ")
     assert record["text"]["rules"]["case"] == "lower"
     assert record["vocabulary"] == {"built_from": ["eval", "train"], "size": len(built)}
+
+
+def test_an_early_stop_and_a_mean_of_checkpoints_are_in_what_a_run_leaves(tmp_path):
+    """No evaluation is better than the first by 100, so the second is the last; loading model/ gives the mean."""
+    saving = [f"trainer.args.{phase}_{what}" for phase in ("eval", "save") for what in ("strategy=steps", "steps=1")]
+    stopping = ["trainer.early_stopping_patience=1", "trainer.early_stopping_threshold=100", "trainer.args.metric_for_best_model=loss"]
+    asked = [*TINY, *saving, *stopping, "trainer.average_checkpoints=2", "trainer.args.max_steps=4"]
+    run = Run.create(tmp_path / "r", composed(*asked), command=[], overrides=[])
+    configure_logging(run.path)
+    experiment.prepare(Pipeline.of(run.config), run)
+    experiment.work(run)
+    assert json.loads((run.path / "metrics.json").read_text())["stopped_early_at_step"] == 2
+    assert Run.load(run.path).record["averaged_checkpoints"] == ["checkpoint-1", "checkpoint-2"]
+    assert "training stopped early, at step 2" in (run.path / "run.log").read_text()
+    folders = [run.path / "checkpoints" / f"checkpoint-{step}" for step in (1, 2)]
+    first, second, model = (load_file(folder / "model.safetensors") for folder in (*folders, run.path / "model"))
+    for name, value in model.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-7)
 
 
 def test_limits_apply_to_each_split(run):

@@ -1,10 +1,16 @@
 """Golden cases, and agreement with jiwer called directly."""
 
+import random
+from pathlib import Path
+
 import jiwer
 import pytest
+import torch
+from transformers import EvalPrediction
 
 from asr import metrics
-from asr.errors import ConfigError
+from asr.errors import ConfigError, DataError
+from asr.sources import Utterance
 
 CASES = [  # references, hypotheses, wer, cer
     (["one two three"], ["one two three"], 0.0, 0.0),
@@ -24,6 +30,38 @@ CASES = [  # references, hypotheses, wer, cer
 def test_golden(references, hypotheses, wer, cer):
     for name, expected in (("wer", wer), ("cer", cer)):
         assert metrics.load(name)(references=references, predictions=hypotheses) == {name: pytest.approx(expected)}
+
+
+@pytest.mark.parametrize("name", metrics.BUILT_IN)
+def test_rates_are_jiwer_s_to_the_last_digit_however_many_utterances_it_gets_at_once(name):
+    dice = random.Random(0)
+    said, heard = ([" ".join(dice.choices("abcd", k=dice.randrange(6))) for _ in range(700)] for _ in range(2))
+    assert metrics.load(name)(references=said, predictions=heard) == {name: getattr(jiwer, name)(said, heard)}
+    silent = ["", ""]
+    for heard in (["a b", "c"], silent):
+        assert metrics.load(name)(references=silent, predictions=heard) == {name: getattr(jiwer, name)(silent, heard)}
+
+
+def batch(tokens, rows, losses):
+    return EvalPrediction(predictions=(torch.tensor(losses), torch.tensor(tokens)), label_ids=torch.tensor(rows))
+
+
+def test_batches_one_by_one_score_like_all_at_once(tokenizer):
+    utterances = [Utterance(str(i), Path("a.wav"), "") for i in range(3)]
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "abcdef"]
+    tokens, losses = [letters[:2], letters[2:4], letters[:2], letters[4:6]], [1.0, 2.0, 5.0, 4.0]
+    scorer = metrics.Scorer(utterances, ["ab", "cd", "eg"], tokenizer, str.strip)
+    whole = scorer(batch(tokens, [0, 1, -1, 2], losses)), scorer.predictions
+    assert whole[0] == {"loss": pytest.approx(7 / 3), "wer": pytest.approx(1 / 3), "cer": pytest.approx(1 / 6)}
+    for i, row in ((3, 2), (0, 0), (2, -1)):
+        assert scorer(batch([[*tokens[i], -100]], [row], [losses[i]]), compute_result=False) == {}
+    assert (scorer(batch([tokens[1]], [1], [losses[1]])), scorer.predictions) == whole
+    with pytest.raises(DataError, match="no utterance of the evaluation could be decoded"):  # of the one before nothing is left
+        scorer(batch([tokens[0]], [-1], [1.0]))
+    scorer(batch([tokens[0]], [0], [1.0]), compute_result=False)
+    scorer.begin()
+    scorer(batch([tokens[1]], [1], [2.0]))
+    assert [line["id"] for line in scorer.predictions] == ["1"]
 
 
 def test_match_error_rate_is_jiwers():

@@ -1,5 +1,6 @@
 """The mixed trainer on a real model and corpus: what batch size, padding and accumulation may not change."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +181,24 @@ def test_shapes_are_few_in_training_and_in_evaluation(tmp_path, batching, num_sh
     made.evaluate()
     assert len(made.forwarded["train"].shapes) == len(made.forwarded["eval"].shapes) == num_shapes
     assert len(scorer.predictions) == 10
+
+
+def test_an_evaluation_keeps_no_tensor_of_a_batch(tmp_path):
+    """Bytes in tensors are the same after the third batch and after the last but one: what is kept is text."""
+    import transformers
+
+    batches = ["batching=fixed", "batching.seconds=4", "trainer.args.per_device_eval_batch_size=1"]
+    made, scorer = built(tmp_path, *batches, split="test")
+    held = []
+
+    class Weigh(transformers.TrainerCallback):
+        def on_prediction_step(self, *_, **__):
+            held.append(sum(t.numel() * t.element_size() for t in gc.get_objects() if type(t) is torch.Tensor))
+
+    made.add_callback(Weigh())
+    made.evaluate()
+    assert len(held) == len(scorer.predictions) == 10
+    assert held[8] == held[2] > 0
 
 
 def test_batching_never_changes_an_evaluation(tmp_path):

@@ -178,6 +178,9 @@ def _shorten(asked: Pipeline, made: Shrunk) -> None:
         if args.get(name) not in (None, False, 0, value):
             ours[name] = value
             made.sizes.append(Change(f"trainer.args.{name}", args[name], value, why))
+    if asked.trainer.average_checkpoints is not None:
+        made.config["trainer"]["average_checkpoints"] = None
+        made.sizes.append(Change("trainer.average_checkpoints", asked.trainer.average_checkpoints, None, "one checkpoint has no mean"))
     made.config["trainer"]["args"] |= ours
     for name, why in (
         ("auto_find_batch_size", "a host's memory says nothing about a Gaudi's"),

@@ -182,11 +182,8 @@ def _shorten(asked: Pipeline, made: Shrunk) -> None:
         made.config["trainer"]["average_checkpoints"] = None
         made.sizes.append(Change("trainer.average_checkpoints", asked.trainer.average_checkpoints, None, "one checkpoint has no mean"))
     made.config["trainer"]["args"] |= ours
-    for name, why in (
-        ("auto_find_batch_size", "a host's memory says nothing about a Gaudi's"),
-    ):
-        if args.get(name):
-            _substitute(made, name, False, why)
+    if args.get("auto_find_batch_size"):
+        _substitute(made, "auto_find_batch_size", False, "a host's memory says nothing about a Gaudi's")
 
 
 def _saving(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,17 +55,28 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def run(
-    config: Mapping[str, Any], run_dir: Path, *, until: Callable[[], bool] | None = None, number: int = signal.SIGKILL
+    config: Mapping[str, Any],
+    run_dir: Path,
+    *,
+    until: Callable[[], bool] | None = None,
+    number: int = signal.SIGKILL,
+    meanwhile: Callable[[int], None] | None = None,
+    story: Callable[[], Any] | None = None,
 ) -> tuple[int, float]:
-    """Run an experiment in a child, which gets signal `number` once `until()` is true; return its exit code and its seconds."""
+    """Run an experiment in a child, which gets signal `number` once `until()` is true; return its exit code and its seconds.
+
+    `meanwhile` is called with its process number again and again; `story` is told instead of asr.experiment.start.
+    """
     begin = time.monotonic()
     child = os.fork()
     if child == 0:
-        _work(config, run_dir)
-    while not (ended := os.waitpid(child, os.WNOHANG if until else 0))[0]:
+        _tell(story or (lambda: _start(config, run_dir)), run_dir)
+    while not (ended := os.waitpid(child, os.WNOHANG if until or meanwhile else 0))[0]:
         if until is not None and until():
             os.kill(child, number)
             until = None
+        if meanwhile is not None:
+            meanwhile(child)
         time.sleep(0.002)
     return _code(ended[1]), time.monotonic() - begin
 
@@ -75,9 +86,15 @@ def _code(status: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _work(config: Mapping[str, Any], run_dir: Path) -> None:
-    """Do a whole run as launch.py does, its output in a file beside the run directory."""
-    from asr import experiment, stops
+def _start(config: Mapping[str, Any], run_dir: Path) -> int:
+    from asr import experiment
+
+    return experiment.start(config, run_dir, overrides=[], in_child=False)[0]
+
+
+def _tell(story: Callable[[], Any], run_dir: Path) -> None:
+    """Tell a story as launch.py does, its output in a file beside the run directory, and end with its exit code."""
+    from asr import stops
     from asr.errors import AsrError
 
     run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -86,18 +103,20 @@ def _work(config: Mapping[str, Any], run_dir: Path) -> None:
     os.dup2(said, 2)
     sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # whatever stood there
     os.setpgid(0, 0)
-    code = 1
+    code: Any = 1
     try:
-        code, _ = experiment.start(config, run_dir, overrides=[], in_child=False)
+        code = story()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         code = mistake.exit_code
     except (KeyboardInterrupt, stops.Terminated) as stop:
         code = stops.ended_by(stop).exit_code
+    except SystemExit as end:
+        code = end.code
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or 0)
 
 
 def results(run_dir: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -120,6 +122,83 @@ def test_one_that_has_finished_is_left_alone(config, never_stopped):
     assert killing.run(config("resume=auto"), never_stopped)[0] == 0
     assert "has finished: there is nothing to resume" in said(never_stopped)
     assert {path: path.stat().st_mtime_ns for path in never_stopped.rglob("*") if path.is_file()} == before
+
+
+def test_asr_resume_needs_no_more_than_the_folder(config, never_stopped, tmp_path, monkeypatch):
+    from asr import cli
+
+    run_dir = tmp_path / "run"
+    killing.run(config(), run_dir, until=saved(run_dir, 7))
+    monkeypatch.setattr(sys, "argv", ["asr", "resume", str(run_dir)])
+    code, _ = killing.run(config(), run_dir, story=cli.app)
+    assert code == 0, said(run_dir)
+    assert_equal(run_dir, never_stopped)
+
+
+def test_a_run_s_own_configuration_makes_no_objects_of_others(config, never_stopped, tmp_path, monkeypatch):
+    from asr import cli
+
+    run_dir = Run.create(tmp_path / "run", config(), command=[], overrides=[]).path
+    planted = (run_dir / "config.yaml").read_text().replace("_target_: asr.text.TextRules", "_target_: subprocess.Popen")
+    (run_dir / "config.yaml").write_text(planted)
+    monkeypatch.setattr(sys, "argv", ["asr", "resume", str(run_dir)])
+    assert killing.run(config(), run_dir, story=cli.app)[0] == 2
+    assert "error: text._target_: 'subprocess.Popen' is not a class of asr.*" in said(run_dir)
+
+
+ROOM_BYTES = 4_000_000  # for the weights, and not for the optimizer's states
+
+
+def room(pid: int, size: int) -> None:
+    """Let a process write files of so many bytes at most, which then fails as on a full disk."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_checkpoint_that_can_t_be_written_does_not_end_the_training(config, never_stopped, tmp_path):
+    run_dir = tmp_path / "run"
+
+    def make_room_after_two_failures(pid: int) -> None:
+        failed = said(run_dir).count("can't be written") if run_dir.with_suffix(".said").exists() else 0
+        room(pid, ROOM_BYTES if failed < 2 else resource.RLIM_INFINITY)
+
+    code, _ = killing.run(config(), run_dir, meanwhile=make_room_after_two_failures)
+    assert code == 0, said(run_dir)
+    assert "checkpoint-1 can't be written into " in said(run_dir)
+    assert "training goes on, and the next save tries again (2 failed in a row). Make room on the disk." in said(run_dir)
+    assert_equal(run_dir, never_stopped)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_can_t_be_written_may_end_the_training(config, never_stopped, tmp_path):
+    run_dir = tmp_path / "run"
+    stops = config("trainer.on_save_error=stop")
+    code, _ = killing.run(stops, run_dir, meanwhile=lambda pid: room(pid, ROOM_BYTES) if saved(run_dir, 3)() else None)
+    assert code == 1
+    assert "Make room and resume, or go on without with trainer.on_save_error=continue." in Run.load(run_dir).record["error"]
+    left = checkpoints.every(run_dir / "checkpoints")
+    assert [one.problem() for one in left] == [None] * len(left)
+    assert not (run_dir / "checkpoints" / checkpoints.SAVING).exists()
+    goes_on({**stops, "resume": "auto"}, run_dir)
+    assert_equal(run_dir, never_stopped)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full(config, tmp_path):
+    """A real one, of 14 MB: the first checkpoint has room, the second hasn't while the first is there."""
+    run_dir = tmp_path / "disk" / "run"
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(tmp_path / "disk")], capture_output=True).returncode:
+        pytest.skip("mounting needs the right to")
+    try:
+        code, _ = killing.run(config("trainer.on_save_error=stop"), run_dir)
+        assert code == 1, said(run_dir)
+        assert "No space left on device" in said(run_dir)
+        assert [one.problem() for one in checkpoints.every(run_dir / "checkpoints")] == [None]
+        assert Run.load(run_dir).record["status"] == "failed"
+        subprocess.run(["mount", "-o", "remount,size=60m", str(tmp_path / "disk")], check=True)
+        assert goes_on(config("trainer.on_save_error=stop", "resume=auto"), run_dir).record["resumed_from"] == "checkpoint-1"
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
 BEST = [

@@ -3,7 +3,7 @@
 In: the variables of whichever launcher started this process, and the run directory. Out: the rank's work in a child
 process, its output with the rank's name before each line, and ranks/<n>.json, which says how it ended whatever ended it.
 
-Two kinds of stops reach a rank. SIGTERM, SIGUSR1 and SIGUSR2 ask it to save a checkpoint first, where it trains, and leave it
+Two kinds of stops reach a rank. SIGTERM, SIGUSR1 and SIGUSR2 ask a rank that trains to save a checkpoint first, and leave it
 `preempt_seconds`. Any other, and SIGHUP for a run that has failed, ends it as it is, within `stop_seconds`.
 
 torchrun turns a rank's exit 75 into 1 and leaves ranks behind when SIGUSR1 kills it, mpirun and DeepSpeed have ways of their
@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import mmap
 import os
 import select
 import shutil
@@ -29,7 +30,18 @@ from pathlib import Path
 from typing import Any
 
 from asr.rank_output import Lines
-from asr.stops import PREEMPTED, PREEMPTING, WARNINGS, End, adopt_orphans, end_with_parent, exit_code_of, is_alive, kill_orphans
+from asr.stops import (
+    PREEMPTED,
+    PREEMPTING,
+    WARNINGS,
+    End,
+    adopt_orphans,
+    end_with_parent,
+    exit_code_of,
+    is_alive,
+    kill_orphans,
+    show_training,
+)
 
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 2.0
@@ -183,12 +195,14 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
     out_read, out_write = os.pipe()
     end_read, end_write = os.pipe()
     guard_pid = os.getpid()
+    training = mmap.mmap(-1, 1)  # shared with the child
     child = os.fork()
     if child == 0:
         end_with_parent(signal.SIGKILL)
         if os.getppid() != guard_pid:  # it died before we asked to die with it
             os._exit(128 + signal.SIGKILL)
         os.setpgid(0, 0)  # its loader workers belong to it
+        show_training(training)
         for number in WARNINGS:  # its launcher ignores them, and none may be lost before the story listens
             signal.signal(number, signal.SIG_DFL)
         os.dup2(out_write, 1)
@@ -202,14 +216,16 @@ def guard(rank: Rank, run_dir: Path, story: Callable[[], End], *, stop_seconds: 
     os.close(out_write)
     os.close(end_write)
     adopt_orphans()
-    return _Guard(run_dir, RankRecord(rank.number, pid=child), out_read, stop_seconds, preempt_seconds).watch(end_read)
+    return _Guard(run_dir, RankRecord(rank.number, pid=child), out_read, training, stop_seconds, preempt_seconds).watch(end_read)
 
 
 class _Guard:
     """Watches one rank: its output, its end, and who wants it to stop."""
 
-    def __init__(self, run_dir: Path, record: RankRecord, out: int, stop_seconds: float, preempt_seconds: float) -> None:
-        self.run_dir, self.record, self.out = run_dir, record, out
+    def __init__(
+        self, run_dir: Path, record: RankRecord, out: int, training: mmap.mmap, stop_seconds: float, preempt_seconds: float
+    ) -> None:
+        self.run_dir, self.record, self.out, self.training = run_dir, record, out, training
         self.stop_seconds, self.preempt_seconds = stop_seconds, preempt_seconds
         self.lines = Lines(record.rank)
         self.stopped_by: str | None = None
@@ -259,6 +275,8 @@ class _Guard:
             number, seconds = signal.SIGHUP, self.stop_seconds
         else:
             seconds = self.preempt_seconds if number in PREEMPTING else self.stop_seconds
+        if not self.training[0]:  # nothing to save: it ends at once, or hangs in a library that waits for other ranks
+            seconds = min(seconds, self.stop_seconds)
         is_new = self.stopped_by is None or number not in PREEMPTING
         self.stopped_by = by
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -78,6 +79,18 @@ class _Process:
 
 
 _process = _Process()
+_shown: mmap.mmap | None = None
+
+
+def show_training(where: mmap.mmap) -> None:
+    """Say in the first byte of memory that another process shares whether a training has stops `deferred` here."""
+    global _shown
+    _shown = where
+
+
+def _show(listens: bool) -> None:
+    if _shown is not None:
+        _shown[0] = int(listens)
 
 
 def listen() -> None:
@@ -140,10 +153,12 @@ def deferred() -> Iterator[Asked]:
     """
     assert _process.asked is None, "a training listens already"
     asked = _process.asked = Asked()
+    _show(True)
     try:
         yield asked
     finally:
         _process.asked = None
+        _show(False)
     if asked.number is not None and not _process.over:
         _process.stopped = True
         if _process.is_rank:

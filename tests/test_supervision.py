@@ -352,8 +352,16 @@ def test_ranks_that_can_t_save_are_killed_once_one_has_ended(parent, capfd):
     assert left_behind(folder) == []
 
 
-def test_a_second_sigterm_kills_ranks_that_save(parent):
+def test_ranks_that_don_t_train_yet_have_nothing_to_save(parent):
+    """They hang in a library that waits for other ranks, and hear nothing."""
     process, folder = parent("mpirun", "all_deaf")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=8) == 75  # stop_seconds, not the 60 of preempt_seconds
+    assert left_behind(folder) == []
+
+
+def test_a_second_sigterm_kills_ranks_that_save(parent):
+    process, folder = parent("mpirun", "all_hang_in_a_step")
     process.send_signal(signal.SIGTERM)
     until((folder / "ranks" / "stop.json").exists)
     process.send_signal(signal.SIGUSR1)  # changes nothing

@@ -116,9 +116,15 @@ def trains_for_an_hour(here: bool, rank: Rank) -> End:
 
 def saves_never(here: bool, rank: Rank) -> End:
     """The chosen rank ends without having saved anything, and the others hang, as in a collective with it."""
-    if not here:
-        signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_STOP)
-    return all_wait(here, rank)
+    if here:
+        return all_wait(here, rank)
+    with deferred():
+        return all_deaf(here, rank)
+
+
+def all_hang_in_a_step(here: bool, rank: Rank) -> End:
+    with deferred():
+        return all_deaf(here, rank)
 
 
 class Trainer:
@@ -167,7 +173,7 @@ STORIES = {
     story.__name__: story
     for story in (
         *(finishes, says_75, says_3, kills_itself, is_deaf, complains_at_length, exits_with_2, starts_a_daemon),
-        *(all_deaf, all_wait, trains, trains_for_an_hour, saves_never, shows_a_bar),
+        *(all_deaf, all_wait, trains, trains_for_an_hour, saves_never, all_hang_in_a_step, shows_a_bar),
     )
 }
 

@@ -124,6 +124,15 @@ def arguments_are_supported(asked: Combination) -> ConfigError | None:
     )
 
 
+def skipped_steps_are_ours(asked: Combination) -> ConfigError | None:
+    """DeepSpeed steps within backward (accelerate, utils/deepspeed.py:281): a loss is known to be bad when its step is taken."""
+    if not asked.topology.deepspeed or asked.trainer.on_nan != "skip":
+        return None
+    return ConfigError(
+        "DeepSpeed takes a step before it can be left out: choose stop, or a topology without DeepSpeed.", key="trainer.on_nan"
+    )
+
+
 def deepspeed_has_an_hpu(asked: Combination) -> ConfigError | None:
     """Gaudi's DeepSpeed runs on HPUs: GaudiTrainingArguments raises ValueError otherwise (optimum-habana, training_args.py:849)."""
     if not asked.topology.deepspeed or not _is_gaudi(asked) or asked.topology.use_habana:
@@ -268,6 +277,7 @@ RULES: tuple[Rule, ...] = (
     autocast_lists_come_in_time,
 )
 TRAINING_RULES: tuple[Rule, ...] = (
+    skipped_steps_are_ours,
     fast_ddp_has_hpus,
     several_graphed_cards_use_fast_ddp,
     layers_are_not_dropped,

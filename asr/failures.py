@@ -23,6 +23,8 @@ NO_MEMORY = re.compile(
     r"|No executable batch size found",  # what auto_find_batch_size ends with (accelerate, utils/memory.py:172)
     re.IGNORECASE,
 )
+PEER = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|remote process exited", re.IGNORECASE | re.DOTALL)
+"""gloo (gloo/transport/tcp/pair.cc) and NCCL, when the other end of a connection is gone."""
 WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) (?P<end>exited unexpectedly|is killed by signal: (?P<signal>[^.]+))"
 )
@@ -31,7 +33,7 @@ WORKER = re.compile(
 
 @contextlib.contextmanager
 def explained(trainer: Any) -> Iterator[None]:
-    """Raise a TrainingError in place of what a library raises for want of memory, or when a loader's worker is gone."""
+    """Raise a TrainingError in place of what a library raises for want of memory, or when a loader's worker or a rank is gone."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -52,6 +54,8 @@ def _in_words(trainer: Any, error: BaseException) -> str | None:
     worker = WORKER.search(str(error))
     if worker:
         return _of_worker(trainer, worker)
+    if PEER.search(str(error)):
+        return "another rank is gone, and this one waited for it: its own message says why."
     if not is_out_of_memory(error):
         return None
     if "DataLoader worker" in str(error):  # what a worker raised is raised again with its traceback in the message

@@ -118,6 +118,8 @@ CASES = [
     (CUDA, [], {}, "gaudi", ["trainer.engine"]),
     (CUDA, ["stages=[prepare]"], {}, "gaudi", []),
     (DEEPSPEED, [], {}, "gaudi", []),
+    (DEEPSPEED, ["trainer.on_nan=skip"], {}, "gaudi", ["trainer.on_nan"]),
+    (HPU, ["trainer.on_nan=skip"], {}, "gaudi", []),
     (replace(CPU, deepspeed={"a": 1}), [], {}, "gaudi", ["topology.deepspeed"]),
     (HPU, [], {"gradient_checkpointing": True}, "gaudi", ["trainer.args.gradient_checkpointing"]),
     (EAGER, [], {"gradient_checkpointing": True}, "gaudi", []),

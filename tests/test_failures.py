@@ -67,6 +67,12 @@ def test_other_words_for_the_same(error):
     assert failures.is_out_of_memory(error)
 
 
+def test_a_rank_whose_neighbour_is_gone_says_so(tmp_path):
+    gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242"
+    with pytest.raises(TrainingError, match="another rank is gone"), failures.explained(object()):
+        raise RuntimeError(gloo)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(28, "No space left on device"), DataError("x is cut short")])
 def test_what_is_no_want_of_memory_passes_as_it_is(tmp_path, error):
     with pytest.raises(type(error)) as raised, failures.explained(object()):
@@ -107,7 +113,7 @@ from asr.stops import End
 
 folder = Path({folder!r})
 made, _ = built(folder, *{overrides!r})
-made.args.max_steps = 3
+made.args.max_steps = 1
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {room},) * 2)
 
@@ -125,14 +131,14 @@ print(end.exit_code, end.error, sep="|")
 @pytest.mark.parametrize(("room", "code"), [(2**28, 1), (2**34, 0)])
 def test_a_process_whose_memory_is_bounded_fails_at_the_first_try(tmp_path, room, code, own_cache):
     """The allocator is refused by the kernel: a batch of 24 long rows in a wide model, and room for some hundred megabytes."""
-    wide = ["model.architecture.hidden_size=512", "model.architecture.intermediate_size=4096", "batching=fixed", "batching.seconds=100"]
+    wide = ["model.architecture.hidden_size=128", "model.architecture.intermediate_size=4096", "batching=fixed", "batching.seconds=20"]
     overrides = [*wide, "trainer.args.per_device_train_batch_size=24", "trainer.try_shapes=true", "trainer.args.save_strategy=no"]
     script = CHILD.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "run"), overrides=overrides, room=room)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     exit_code, _, said = done.stdout.strip().splitlines()[-1].partition("|")
     assert int(exit_code) == code, done.stderr
     if code:
-        assert "memory doesn't suffice for a training batch of 24 rows of 100 s" in said
+        assert "memory doesn't suffice for a training batch of 24 rows of 20 s" in said
         assert "as it was tried before the first step" in said
         assert "Traceback" not in done.stderr
 

@@ -523,6 +523,61 @@ def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_p
     assert "ran without one" in failure and "batching=buckets" in failure
 
 
+@pytest.mark.parametrize("graphed", [True, False])
+def test_shapes_tried_on_the_device_leave_no_trace(tmp_path, graphed):
+    ended = []
+    for on in ("true", "false"):
+        graphs.seen.captured.clear()
+        options = [*GRAPHED, f"trainer.args.use_hpu_graphs_for_training={str(graphed).lower()}", "batching.max_shapes=3"]
+        made, _ = built(tmp_path / on, *options, "trainer.args.max_steps=12", f"trainer.try_shapes={on}")
+        made.train()
+        captured = {each.shapes[0] for each in graphs.seen.of("training")}
+        ended.append((captured, torch.cat([t.detach().cpu().flatten().double() for t in made.model.parameters()]), hpu.get_rng_state()))
+    assert ended[0][0] == ended[1][0] and bool(ended[0][0]) == graphed
+    assert all(torch.equal(a, b) for a, b in zip(ended[0][1:], ended[1][1:], strict=True))
+
+
+def test_a_bad_loss_is_found_where_a_step_logs_and_named_by_the_step_it_came_in(tmp_path):
+    """Nothing is asked of the device before."""
+    from transformers import TrainerCallback
+
+    from asr.errors import TrainingError
+
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                device.load().forget_counts()
+                made.model.lm_head.weight.data.fill_(float("nan"))
+
+        def on_step_end(self, args, state, control, **_):
+            ended.append((state.global_step, device.events("sync", "here").total()))
+
+    options = ["topology=hpu1", "trainer.args.max_steps=8", "trainer.args.logging_steps=5", "trainer.args.save_strategy=no"]
+    made, _ = built(tmp_path, *options)
+    ended = []
+    made.add_callback(Spoil())
+    with pytest.raises(TrainingError, match="step 3: the loss is nan"):
+        made.train()
+    assert ended[2:] == [(3, 0), (4, 0), (5, 0)]
+    assert (tmp_path / "bad_batches" / "step-3-rank-0.json").exists()
+
+
+def test_a_step_left_out_on_the_device_moves_nothing(tmp_path):
+    before = []
+
+    def spoil(gradient):
+        return torch.full_like(gradient, float("inf")) if made.state.global_step == 1 else gradient
+
+    options = [*GRAPHED, "trainer.args.use_hpu_graphs_for_training=false", "trainer.args.max_steps=3", "trainer.on_nan=skip"]
+    made, _ = built(tmp_path, *options)
+    made.model.lm_head.bias.register_hook(spoil)
+    step_of = made.training_step
+    made.training_step = lambda *a, **k: [before.append(made.model.lm_head.weight.detach().cpu().clone()), step_of(*a, **k)][1]
+    made.train()
+    assert made.bad_numbers.steps_skipped == 1
+    assert torch.equal(before[1], before[2]) and not torch.equal(before[0], before[1])
+
+
 def test_fused_attention_is_called_where_it_is_asked_for(tmp_path):
     from asr.rehearsal.kernels import CALLED
 

@@ -62,14 +62,14 @@ class Averaging:
         """Return checkpoints in the order in which they are taken."""
         return list(reversed(found)) if self.best is None else self.best.order(found)
 
-    def worth_keeping(self, folder: Path) -> set[Path]:
-        """Return the checkpoints in `folder` that would be averaged if training ended now: save_total_limit must spare them."""
-        return {checkpoint.path for checkpoint in self.order(checkpoints.every(folder))[: self.k]}
+    def worth_keeping(self, trainer: Any) -> set[Path]:
+        """Return the checkpoints that would be averaged if training ended now: save_total_limit must spare them."""
+        return {checkpoint.path for checkpoint in self.order(_planned(trainer))[: self.k]}
 
     def apply(self, trainer: Any) -> list[str]:
         """Put the mean into the trainer's model and return the names of the checkpoints; every rank calls it, once training is over."""
         trainer.accelerator.wait_for_everyone()  # the first rank may still be writing the last
-        whole = filter(_is_whole, self.order(checkpoints.every(Path(trainer.args.output_dir))))
+        whole = filter(_is_whole, self.order(_planned(trainer)))
         used = sorted(islice(whole, self.k), key=lambda each: each.step)
         if not used:
             why = f"none in {trainer.args.output_dir} is whole" + (" and was evaluated at its step" if self.best else "")
@@ -81,11 +81,6 @@ class Averaging:
         how = "last" if self.best is None else f"best by {self.best.metric}"
         log.info("the model is the mean of the %d %s checkpoints: %s", len(names), how, ", ".join(names))
         return names
-
-
-def worth_keeping(folder: Path, k: int, metric: str, greater_is_better: bool) -> set[Path]:
-    """Return the k best checkpoints in `folder` by a metric of their own step's evaluation."""
-    return Averaging(k, Best(metric.removeprefix("eval_"), greater_is_better)).worth_keeping(folder)
 
 
 def put_mean(model: torch.nn.Module, folders: Sequence[Path]) -> None:
@@ -148,6 +143,20 @@ def _check_names(model: Any, targets: Mapping[str, torch.Tensor], sources: Seque
     strange = sorted(named - set(targets)) + lacking
     if strange:
         raise CheckpointError(f"the weights of {sources[-1].folder} are not those of the model: {strange[0]}.")
+
+
+def _planned(trainer: Any) -> list[Checkpoint]:
+    """Return the checkpoints that args.save_strategy asked for, by step.
+
+    A run that is preempted saves in between, too: it must end with the same weights as one that never stopped.
+    """
+    how, state = trainer.args.save_strategy, trainer.state
+    found = checkpoints.every(Path(trainer.args.output_dir))
+    if how == "best":
+        return [each for each in found if Best.of(trainer.args).was_new(each)]
+    every = trainer.steps_per_epoch if how == "epoch" else state.save_steps
+    ends = {state.max_steps, state.global_step if how == "epoch" else None}  # an epoch that is broken off ends with a save
+    return [each for each in found if each.step % every == 0 or each.step in ends]
 
 
 def _is_whole(checkpoint: Checkpoint) -> bool:

@@ -32,20 +32,32 @@ class Best:
 
     def value_of(self, checkpoint: Checkpoint) -> float | None:
         """Return what was measured at a checkpoint's own step; None where there was no evaluation, or no number came of it."""
+        step, value = (self._measured(checkpoint) or [(-1, math.nan)])[-1]
+        return value if step == checkpoint.step and math.isfinite(value) else None
+
+    def was_new(self, checkpoint: Checkpoint) -> bool:
+        """Say whether a checkpoint was better than whatever had been measured before it."""
+        value = self.value_of(checkpoint)
+        before = [earlier for step, earlier in self._measured(checkpoint) if step < checkpoint.step]
+        return value is not None and all(math.isnan(earlier) or self._sign * value < self._sign * earlier for earlier in before)
+
+    def _measured(self, checkpoint: Checkpoint) -> list[tuple[int, float]]:
+        """Return steps and values of all evaluations up to a checkpoint's."""
+        name = f"eval_{self.metric}"
         try:
             state = json.loads((checkpoint.path / STATE_FILE).read_text(encoding="utf-8"))
-            found = [entry[f"eval_{self.metric}"] for entry in state["log_history"] if self._is_at(entry, checkpoint.step)]
+            found = [(int(entry["step"]), float(entry[name])) for entry in state["log_history"] if name in entry]
         except (OSError, ValueError, KeyError, TypeError):  # damaged: checkpoints.newest_good says so where it matters
-            return None
-        return float(found[-1]) if found and math.isfinite(found[-1]) else None
+            return []
+        return [(step, value) for step, value in found if step <= checkpoint.step]
 
-    def _is_at(self, entry: Mapping[str, Any], step: int) -> bool:
-        return entry.get("step") == step and f"eval_{self.metric}" in entry
+    @property
+    def _sign(self) -> int:
+        return -1 if self.greater_is_better else 1
 
     def order(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
         """Return checkpoints, the best first; of equal ones the later, and none that wasn't evaluated."""
-        sign = -1 if self.greater_is_better else 1
-        scored = [(sign * value, -each.step, each) for each in checkpoints if (value := self.value_of(each)) is not None]
+        scored = [(self._sign * value, -each.step, each) for each in checkpoints if (value := self.value_of(each)) is not None]
         return [each for *_, each in sorted(scored, key=lambda row: row[:2])]
 
 

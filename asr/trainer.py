@@ -125,7 +125,7 @@ class CTCTraining:
             trainer.add_callback(early_stopping.callback(self.early_stopping_patience, self.early_stopping_threshold))
         if self.average_checkpoints is not None:
             averaged = Averaging(self.average_checkpoints, Best.of(args) if self.average_by == "best" else None)
-            trainer.averaging, trainer.protect = averaged, lambda: averaged.worth_keeping(trainer.checkpoints)
+            trainer.averaging, trainer.protect = averaged, lambda: averaged.worth_keeping(trainer)
         if self.try_shapes:
             trainer.add_callback(_shape_trial(trainer))
         trainer.add_callback(bad_numbers.callback(trainer.bad_numbers))

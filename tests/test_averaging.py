@@ -10,7 +10,7 @@ from conftest import EVERY_ENGINE
 from safetensors.torch import save_file
 from test_best import evaluated
 
-from asr import averaging, checkpoints
+from asr import checkpoints
 from asr.averaging import Averaging, put_mean
 from asr.best import Best
 from asr.errors import CheckpointError, ConfigError
@@ -102,9 +102,16 @@ def test_weights_that_cannot_be_averaged_are_named_and_the_model_is_left_alone(t
             put_mean(model, [folder, saved(tmp_path, 2, 2)])
 
 
+def ended(folder, save_strategy="steps", every=1, step=10):
+    """Return what a trainer is after its last step."""
+    args = SimpleNamespace(output_dir=str(folder), save_strategy=save_strategy, metric_for_best_model="eval_wer", greater_is_better=False)
+    state = SimpleNamespace(save_steps=every, max_steps=10, global_step=step)
+    accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+    return SimpleNamespace(args=args, state=state, accelerator=accelerator, steps_per_epoch=every, model=Model(9))
+
+
 def applied(folder, averages):
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(wait_for_everyone=lambda: None), args=SimpleNamespace(output_dir=str(folder)))
-    trainer.model = Model(9)
+    trainer = ended(folder)
     return averages.apply(trainer), trainer.model
 
 
@@ -119,14 +126,29 @@ def test_the_last_or_the_best_are_averaged_and_those_are_worth_keeping(tmp_path,
     for averages, steps in ((Averaging(2), [4, 10]), (Averaging(2, by_wer), [2, 4]), (Averaging(3, by_wer), [2, 3, 4])):
         names, model = applied(tmp_path, averages)
         assert names == [f"checkpoint-{step}" for step in steps]
-        assert averages.worth_keeping(tmp_path) == {tmp_path / name for name in names}
+        assert averages.worth_keeping(ended(tmp_path)) == {tmp_path / name for name in names}
         true = sum(Model(step).wide.weight.double() for step in steps) / len(steps)
         torch.testing.assert_close(model.wide.weight.double(), true, rtol=1e-7, atol=3e-8)
     assert "the mean of the 3 best by wer checkpoints: checkpoint-2, checkpoint-3, checkpoint-4" in caplog.text
-    assert averaging.worth_keeping(tmp_path, 2, "eval_wer", True) == {tmp_path / "checkpoint-1", tmp_path / "checkpoint-3"}
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    checkpoints.rotate(tmp_path, 2, protect=averages.worth_keeping(tmp_path))
+    checkpoints.rotate(tmp_path, 2, protect=averages.worth_keeping(ended(tmp_path)))
     assert [each.step for each in checkpoints.every(tmp_path)] == [2, 3, 4, 10]
+
+
+@pytest.mark.parametrize(
+    ("how", "every", "step", "steps"),
+    [
+        ("steps", 2, 10, [2, 4, 10]),  # the last step is saved whatever its number
+        ("steps", 3, 10, [3, 10]),
+        ("steps", 3, 4, [3, 10]),
+        ("epoch", 3, 4, [3, 4, 10]),  # stopped early within an epoch
+        ("best", 1, 10, [1, 2]),
+    ],
+)
+def test_what_a_preemption_saved_in_between_is_no_part_of_it(tmp_path, how, every, step, steps):
+    for saved_at in (1, 2, 3, 4, 10):
+        saved(tmp_path, saved_at, saved_at, LOG)
+    assert {int(path.name[11:]) for path in Averaging(9).worth_keeping(ended(tmp_path, how, every, step))} == set(steps)
 
 
 def test_damaged_checkpoints_are_no_part_of_it(tmp_path, caplog):

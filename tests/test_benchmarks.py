@@ -140,6 +140,15 @@ def test_the_first_step_s_benchmark_runs(ran):
 
 
 @pytest.mark.slow
+def test_memory_is_flat_in_training_and_text_alone_in_evaluation(ran):
+    """A leak of a batch's activations or of an evaluation's logits would be megabytes an epoch, and 10 kB an utterance and more."""
+    figures = ran("memory", "--steps", "1000", "--utterances", "200", "2000")
+    assert figures["steps"] == 1000
+    assert figures["training_growth"] < 1.03
+    assert figures["evaluation_bytes_an_utterance"] < 5000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_help(name):
     done = subprocess.run([sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)

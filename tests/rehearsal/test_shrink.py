@@ -331,6 +331,13 @@ def test_what_the_library_refuses_of_the_best_model_it_refuses_of_the_rehearsal(
     assert refused(**args(shrink(plain))) == refused(**asked)
 
 
+def test_the_one_checkpoint_of_a_rehearsal_is_not_averaged():
+    made = shrunk("trainer.average_checkpoints=2")
+    assert made.config["trainer"]["average_checkpoints"] is None
+    assert by_key(made.sizes)["trainer.average_checkpoints"] == (2, None)
+    assert "trainer.average_checkpoints" not in by_key(shrunk().sizes)
+
+
 @pytest.mark.parametrize("name", ["torch_compile=true", "torch_compile_backend=hpu_backend", "torch_compile_mode=default"])
 def test_the_compiler_is_left_out(name):
     eager = ["topology=hpu1", "topology.use_lazy_mode=false"]

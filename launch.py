@@ -32,7 +32,7 @@ def run(composed: DictConfig) -> float | None:
             Path(settings.runtime.output_dir),
             overrides=overrides,
             in_child=sweeps,
-            named=composition.names_folder(settings),
+            named=submission.in_job() or composition.names_folder(settings),
         )
         if code and sweeps:
             raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end

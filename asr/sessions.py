@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -161,7 +160,7 @@ def go_on(run: Run, config: Mapping[str, Any], command: Sequence[str], overrides
     topology = {k: v for k, v in config["topology"].items() if k != "_target_"}
     for key in sorted(k for k in topology if before["topology"].get(k) != topology[k]):
         log.warning("topology.%s is %r now, and was %r", key, topology[key], before["topology"].get(key))
-    shutil.rmtree(run.path / "ranks", ignore_errors=True)
+    ranks.set_aside(run.path)
     run.begin_session(config, command=command, overrides=overrides)
     log.warning("session %d of %s goes on (%s)", len(run.record["sessions"]) + 1, run.path, _end_of(before))
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, undecodable
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, stops, undecodable
 from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
 from asr.best import Best
@@ -281,6 +281,7 @@ class SpeechTrainerMixin(ResumingMixin):
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=stops.listen_in_loader if workers else None,
             generator=torch.Generator(),  # its own: a loader's start draws a number, and must not move the model's dice
             pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
             **(options if workers else {}),

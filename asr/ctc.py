@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from asr import hub
@@ -231,6 +232,11 @@ class CTCModel:
                     trust_remote_code=self.trust_remote_code,
                     **attention,
                 )
+        except UnpicklingError as error:
+            raise ConfigError(
+                "its weights are a pickle that holds more than weights, which is never loaded; save them as safetensors.",
+                key="model.name_or_path",
+            ) from error
         except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"the model can't be made: {reason}", key="model") from error

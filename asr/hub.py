@@ -239,7 +239,7 @@ def patiently(work: Callable[[], T], folders: list[Path]) -> T:
     while thread.is_alive():
         thread.join(look_seconds)
         now = (_bytes_in(folders), time.process_time())
-        if now[0] != seen[0] or now[1] - seen[1] > look_seconds / 5:  # a conversion computes without a byte for a while
+        if now[0] != seen[0] or now[1] - seen[1] > look_seconds / 25:  # a conversion computes without a byte for a while
             last_sign = time.monotonic()
         elif time.monotonic() - last_sign > PATIENCE_SECONDS and thread.is_alive():
             raise TimeoutError(f"nothing more came for {PATIENCE_SECONDS:g} s (what has come is kept for the next try)")

@@ -30,7 +30,8 @@ SOURCES = [*(ROOT / "asr").rglob("*.py"), ROOT / "launch.py"]
 FORBIDDEN = {
     "a shell": r"shell\s*=\s*True|os\.system|os\.popen|subprocess\.getoutput",
     "an unpacker": r"tarfile|zipfile|unpack_archive",
-    "a pickle": r"^\s*(?:import|from) (?:pickle|dill|cloudpickle|joblib)|allow_pickle=True|weights_only=False|torch\.load\(",
+    "a pickle": r"^\s*(?:import|from) (?:pickle(?! import UnpicklingError$)|dill|cloudpickle|joblib)"
+    r"|allow_pickle=True|weights_only=False|torch\.load\(",
     "YAML that makes objects": r"yaml\.(?:load|unsafe_load|full_load)\(",
     "evaluated text": r"\b(?:eval|exec)\(",
 }
@@ -71,7 +72,9 @@ def small(tmp_path, tokenizer):
 
     node = CTCModel(architecture={"model_type": "wav2vec2", **SMALL, **CONVOLUTIONS})
     model = node.load(tokenizer, new_head=True)
-    model.save_pretrained(tmp_path / "model", safe_serialization=False)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")  # transformers 5 saves none any more, but reads them
     node.processor(tokenizer, model).save_pretrained(tmp_path / "model")
     return tmp_path / "model", model
 
@@ -84,7 +87,7 @@ def test_weights_in_a_pickle_are_read_as_weights_only(tmp_path, tokenizer):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     for plant in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
         plant(Malicious(tmp_path / "touched"), folder / "pytorch_model.bin")
-        with pytest.raises(ConfigError, match="the model can't be made"):
+        with pytest.raises(ConfigError, match=r"the model can't be made|a pickle that holds more than weights"):
             CTCModel(name_or_path=str(folder)).load(tokenizer, new_head=False)
     assert not (tmp_path / "touched").exists()
 
@@ -121,11 +124,11 @@ def test_code_of_a_repository_runs_only_when_asked_for(tmp_path, tokenizer, monk
     touched = tmp_path / "touched"
     (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(touched)!r}).touch()\n")
     classes = {"AutoConfig": "own.Config", "AutoModelForCTC": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
-    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        content = json.loads((folder / name).read_text())
+    for path in folder.glob("*config.json"):  # transformers 5 has the extractor's in processor_config.json
+        content = json.loads(path.read_text())
         content |= {"model_type": "own", "auto_map": {**classes, "AutoFeatureExtractor": "own.Extractor"}}
         content |= {"tokenizer_class": "OwnTokenizer", "feature_extractor_type": "OwnExtractor"}
-        (folder / name).write_text(json.dumps(content))
+        path.write_text(json.dumps(content))
     trusted, wary = (CTCModel(name_or_path=str(folder), trust_remote_code=trust) for trust in (True, False))
     begin = {
         "model": lambda node: node.load(tokenizer, new_head=False),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr import permissions
 from asr.errors import CheckpointError
 from asr.files import sync
 
@@ -132,6 +133,7 @@ def publish(written: Path, folder: Path, *, world_size: int) -> Checkpoint:
     step = Checkpoint(written).step
     paths = sorted(path for path in written.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     files = {}
+    permissions.follow_umask(written)
     for path in paths:
         sync(path)
         files[str(path.relative_to(written))] = {"bytes": path.stat().st_size, "xxh3_128": hash_of(path)}

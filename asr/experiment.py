@@ -26,6 +26,7 @@ from asr import (
     manifest,
     metrics,
     nodes,
+    permissions,
     runs,
     sessions,
     stops,
@@ -223,6 +224,7 @@ def explained(story: Callable[[], End], run_dir: Path) -> End:
 
 def prepare(pipeline: Pipeline, run: Run) -> None:
     """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is."""
+    run.save(trust_remote_code=pipeline.model.trust_remote_code)  # a tokenizer's code runs here already
     pipeline.augment.check_files()
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
@@ -291,7 +293,6 @@ def work(run: Run, rank: Rank | None = None) -> None:
     facts = {
         "trainer_class": trainer.class_path(speech_trainer),
         "parameters": freezing.trained_parameters(speech_trainer.model),
-        "trust_remote_code": pipeline.model.trust_remote_code,
     }
     log.info("trainer: %s on %s", facts["trainer_class"], speech_trainer.args.device)
     if rank.is_first:
@@ -431,6 +432,7 @@ def _save_model(speech_trainer: Any, run: Run, rank: Rank) -> None:
         (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
         if not (aside / "preprocessor_config.json").exists():  # transformers 5 puts it into processor_config.json, where 4.55 doesn't look
             speech_trainer.processing_class.feature_extractor.save_pretrained(str(aside))
+        permissions.follow_umask(aside)
         checkpoints.replace(aside, folder)
     except checkpoints.write_errors() as error:
         checkpoints.discard(aside)

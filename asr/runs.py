@@ -29,6 +29,7 @@ import yaml
 from asr import stops
 from asr.errors import ConfigError
 from asr.files import written
+from asr.secrets import redacted
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +160,8 @@ def _session(config: Mapping[str, Any], command: Sequence[str], overrides: Seque
         "session_started": _now(),
         "session_started_at": time.time(),  # seconds since 1970: what trainer.max_hours counts from
         "finished": None,
-        "command": list(command),
-        "overrides": list(overrides),
+        "command": [redacted(word) for word in command],
+        "overrides": [redacted(word) for word in overrides],
         "git": git_state(),
         "packages": package_versions(),
         "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},

@@ -352,7 +352,6 @@ def wrong_modes(folder: Path, umask: int) -> dict[str, str]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors' files are 0600 until the trainer calls asr.permissions.follow_umask on what it saved")
 def test_files_of_a_run_are_for_whom_the_umask_says(run_dir):
     assert wrong_modes(run_dir, permissions.umask()) == {}
 

@@ -96,7 +96,7 @@ def _where(trainer: Any) -> str:
     what = {"train": "a training batch", "eval": "an evaluation batch"}[phase]
     at = f"at step {trainer.state.global_step + 1}" if phase == "train" else f"after step {trainer.state.global_step}"
     when = "as it was tried before the first step" if trainer.trying else at
-    return f"{what} of {rows} of {seconds_of(shape.length, data):g} s with up to {shape.labels} labels, {when}"
+    return f"{what} of {rows} of {round(seconds_of(shape.length, data), 1):g} s with up to {shape.labels} labels, {when}"
 
 
 def _mend(trainer: Any) -> str:

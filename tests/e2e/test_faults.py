@@ -95,8 +95,8 @@ def test_an_evaluation_of_unreadable_audio_ends_a_run_at_its_end(launch, tmp_pat
 def test_two_ranks_that_try_shapes_end_as_those_that_don_t(launch, tmp_path, corpus):
     weights = []
     for on in ("true", "false"):
-        done = launch(tmp_path, *SHORT[:-1], "topology=cpu2", f"trainer.try_shapes={on}", f"hydra.run.dir={on}")
+        done = launch(tmp_path, *SHORT[:-1], "topology=cpu2", f"trainer.try_shapes={on}", f"hydra.run.dir=run-{on}")
         assert done.code == 0, done.err
-        weights.append(load_file(tmp_path / on / "model" / "model.safetensors"))
-        assert ("fit into memory" in (tmp_path / on / "run.log").read_text()) == (on == "true")
+        weights.append(load_file(tmp_path / f"run-{on}" / "model" / "model.safetensors"))
+        assert ("fit into memory" in (tmp_path / f"run-{on}" / "run.log").read_text()) == (on == "true")
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -523,17 +523,16 @@ def test_a_training_graph_over_changing_shapes_is_reported_with_the_shapes(tmp_p
     assert "ran without one" in failure and "batching=buckets" in failure
 
 
-@pytest.mark.parametrize("graphed", [True, False])
-def test_shapes_tried_on_the_device_leave_no_trace(tmp_path, graphed):
+def test_shapes_tried_on_the_device_leave_no_trace(tmp_path):
     ended = []
     for on in ("true", "false"):
         graphs.seen.captured.clear()
-        options = [*GRAPHED, f"trainer.args.use_hpu_graphs_for_training={str(graphed).lower()}", "batching.max_shapes=3"]
-        made, _ = built(tmp_path / on, *options, "trainer.args.max_steps=12", f"trainer.try_shapes={on}")
+        options = [*GRAPHED, "batching.max_shapes=1", "trainer.args.max_steps=2", "trainer.args.warmup_steps=0"]
+        made, _ = built(tmp_path / on, *options, f"trainer.try_shapes={on}")
         made.train()
         captured = {each.shapes[0] for each in graphs.seen.of("training")}
         ended.append((captured, torch.cat([t.detach().cpu().flatten().double() for t in made.model.parameters()]), hpu.get_rng_state()))
-    assert ended[0][0] == ended[1][0] and bool(ended[0][0]) == graphed
+    assert ended[0][0] == ended[1][0] != set()
     assert all(torch.equal(a, b) for a, b in zip(ended[0][1:], ended[1][1:], strict=True))
 
 
@@ -569,6 +568,7 @@ def test_a_step_left_out_on_the_device_moves_nothing(tmp_path):
         return torch.full_like(gradient, float("inf")) if made.state.global_step == 1 else gradient
 
     options = [*GRAPHED, "trainer.args.use_hpu_graphs_for_training=false", "trainer.args.max_steps=3", "trainer.on_nan=skip"]
+    options += ["trainer.args.warmup_steps=0"]
     made, _ = built(tmp_path, *options)
     made.model.lm_head.bias.register_hook(spoil)
     step_of = made.training_step

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from asr import composition, pipeline, runs, submission
 from asr.errors import ConfigError
@@ -49,7 +49,10 @@ def check(asked: composition.CommandLine) -> None:
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
         if submitted or described.rehearse or described.node == 0:
-            runs.check_can_hold_run(Path(OmegaConf.select(composed, key)), key=key)
+            try:
+                runs.check_can_hold_run(composition.folder_in(composed, key), key=key)
+            except OSError as error:  # such as a name too long to be looked up
+                raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=key) from error
     if submitted:
         submission.prepare_environment()
 

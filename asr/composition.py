@@ -233,7 +233,8 @@ def folder_in(composed: DictConfig, key: str) -> Path:
 
 def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
     """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher, which Hydra uses for jobs alone. Tell Hydra of the last."""
-    launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
+    with composing(()):
+        launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
     by_launcher = mode is None and launcher != "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
     if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_launcher):
         return False

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,21 +82,34 @@ def _begin_and_end(composed: dict[str, Any], run_dir: Path, **_: Any) -> tuple[i
     return 0, None
 
 
+def deadly_case(case: str) -> dict[str, Any]:
+    """Die as a library's code may, for the test of the parent."""
+    if case == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if case == "exit":
+        os._exit(5)
+    return {"code": 0}
+
+
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints doesn't mix with the answers
-    kinds: dict[str, Callable[[Any], dict[str, Any]]] = {"launch": launch_case}
+    kinds: dict[str, Callable[[Any], dict[str, Any]]] = {"launch": launch_case, "deadly": deadly_case}
     if sys.argv[1] == "launch":
         no_run_starts()
     elif sys.argv[1] == "sound":
-        from fuzzed_sounds import sound_case
+        import fuzzed_sounds
 
-        kinds["sound"] = sound_case
+        fuzzed_sounds.warm_up()
+        kinds["sound"] = fuzzed_sounds.sound_case
     tried = kinds[sys.argv[1]]
     for line in sys.stdin:
         begin = time.perf_counter()
-        answer = tried(json.loads(line))
+        try:
+            answer = tried(json.loads(line))
+        except Exception as error:
+            answer = {"code": f"{type(error).__name__}: {error}"[:500]}
         answer |= {"seconds": time.perf_counter() - begin, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
         print(json.dumps(answer), file=answers, flush=True)
 

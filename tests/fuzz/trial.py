@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-HANGS_AFTER_SECONDS = 120
+HANGS_AFTER_SECONDS = 300
 CODES = {0, 1, 2, 3, 75, 130, *(128 + number for number in range(1, 65))}
 LONGEST_MESSAGE = 4000
 MOST_LINES = 15

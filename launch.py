@@ -60,7 +60,7 @@ def main() -> int:
             preflight.warn(asked)
         else:
             preflight.check(asked)
-        with composition.explained(sys.argv[1:], asked.conf), submission.reported():
+        with composition.explained(sys.argv[1:], asked.conf), composition.hydra_s_part(run.__wrapped__), submission.reported():
             run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

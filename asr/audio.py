@@ -10,7 +10,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asr import arrow
 from asr.errors import DataError
@@ -23,6 +23,14 @@ UNKNOWN_LENGTH = 0x7FFF0000
 """Sizes from here on are written by programs that don't know them yet (sox and ffmpeg into a pipe)."""
 TOLERANCE_SECONDS = 0.1
 """How far decoded audio may be from what its header says; some encoders pad or round to their own frames."""
+RATES_HZ = (1000, 1_000_000)
+"""Outside of these a header is damaged, and resampling by it would make much of little."""
+SECONDS_PER_BYTE = 1.0
+"""No codec packs more: flac's longest block of silence, 65535 samples, takes 12 bytes (RFC 9639)."""
+LOUDEST = 2.0**31
+"""Floating-point samples beyond integers that were never scaled are no sound; their squares soon have no number."""
+BLOCK_SAMPLES = 1 << 24
+"""Of all channels, decoded at once: the length that a header says is memory asked for before a sample is read."""
 
 
 def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float:
@@ -33,7 +41,9 @@ def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float
     import soundfile
 
     try:
-        with soundfile.SoundFile(_stored(path, column, row)) as file:
+        stored = _stored(path, column, row)
+        with soundfile.SoundFile(stored) as file:
+            _check_header(file, stored, _where(path, row))
             seconds, lost = float(file.frames / file.samplerate), _share_lost(file.extra_info)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, row, error) from error
@@ -42,6 +52,17 @@ def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float
             f"{_where(path, row)} is cut short: {seconds:.2f} s of {seconds * (1 + lost):.2f} s are there; repair it or leave it out."
         )
     return seconds
+
+
+def _check_header(file: Any, stored: bytes | io.BytesIO, where: str) -> None:
+    """Raise DataError for a header that can't be right: a rate that no sound has, or more seconds than its bytes can hold."""
+    if not RATES_HZ[0] <= file.samplerate <= RATES_HZ[1]:
+        raise DataError(f"{where} can't be read as audio (its header says {file.samplerate} Hz); repair it or leave it out.")
+    seconds = file.frames / file.samplerate
+    if seconds > 60:  # rarely: looking takes a system call
+        size = len(stored.getbuffer()) if isinstance(stored, io.BytesIO) else Path(os.fsdecode(stored)).stat().st_size
+        if seconds > size * SECONDS_PER_BYTE:
+            raise DataError(f"{where} can't be read as audio (its header says {seconds:.0f} s in {size} bytes); repair it or leave it out.")
 
 
 def _share_lost(parser_log: str) -> float:
@@ -77,12 +98,15 @@ def read(
     import soxr
 
     try:
-        with soundfile.SoundFile(_stored(path, column, row)) as file:
-            rate_hz, count, finite = file.samplerate, -1, file.subtype.startswith("PCM")
+        stored = _stored(path, column, row)
+        with soundfile.SoundFile(stored) as file:
+            _check_header(file, stored, _where(path, row))
+            rate_hz, count, finite = file.samplerate, file.frames, file.subtype.startswith("PCM")
             if start_seconds is not None:
-                file.seek(min(round(start_seconds * rate_hz), file.frames))
-                count = -1 if seconds is None else round(seconds * rate_hz)
-            samples = file.read(count, dtype="float32", always_2d=True)
+                start = min(round(start_seconds * rate_hz), file.frames)
+                file.seek(start)
+                count = min(count - start, count if seconds is None else round(seconds * rate_hz))
+            samples = _decoded(file, count)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, row, error) from error
     if seconds is not None and abs(len(samples) / rate_hz - seconds) > TOLERANCE_SECONDS:
@@ -94,7 +118,21 @@ def read(
         mono = soxr.resample(mono, rate_hz, sample_rate_hz)
     if not (finite or np.isfinite(mono).all()):  # integer samples, flac's too, can't be otherwise
         raise DataError(f"{_where(path, row)} holds samples that are NaN or infinite; repair it or leave it out.")
+    if not finite and len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
+        raise DataError(f"{_where(path, row)} holds samples of more than 2**31, which are no sound; repair it or leave it out.")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _decoded(file: Any, count: int) -> NDArray[np.float32]:
+    """Return up to `count` frames from where a file stands, float32 [frames, channels]; fewer where it ends before."""
+    import numpy as np
+
+    block = max(1, BLOCK_SAMPLES // file.channels)
+    parts = []
+    while count > 0 or not parts:
+        parts.append(file.read(min(block, max(count, 0)), dtype="float32", always_2d=True))
+        count = count - block if len(parts[-1]) == block else 0
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _stored(path: Path, column: str, row: int | None) -> bytes | io.BytesIO:

@@ -6,25 +6,29 @@ that names the key and the nearest right one. Imports no torch; composing takes 
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import contextlib
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from itertools import chain, product
+from itertools import chain, islice, product
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override, RangeSweep, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -40,6 +44,25 @@ from asr.errors import ConfigError, did_you_mean
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VERSION_BASE = "1.3"
 CHECKED_WHOLE = 16  # jobs of a sweep that are all composed before it starts, at a fifth of a second each
+MOST_JOBS = 10_000
+"""Of one sweep. Hydra makes a list of all jobs before the first starts."""
+LONGEST_WORD = 10_000
+"""Characters of an override: parsing takes time and memory that grow faster than it."""
+MOST_VALUES, DEEPEST = 100_000, 100
+"""Of a YAML file, its aliases followed, and nested in each other: OmegaConf copies what an alias stands for."""
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What Hydra and OmegaConf raise, beside their own errors, for settings, overrides and files that they don't check."""
 
 
 def schema_of(target: str) -> DictConfig:
@@ -80,6 +103,53 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
+class CheckedFiles(FileConfigSource):
+    """Hydra's reader of YAML files, which names the file that is wrong, and reads none that grows when it is read."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if path.exists():
+            check_yaml(path)
+        try:
+            return super().load_config(config_path)
+        except (*UNFORESEEN, OmegaConfBaseException, yaml.YAMLError) as error:
+            if isinstance(error, MissingConfigException):
+                raise
+            raise ConfigError(f"{path} can't be read as a configuration ({_line(error)}).") from error
+
+
+def check_yaml(path: Path) -> None:
+    """Raise ConfigError for a file that can't be read, is no UTF-8 or YAML, or is larger than it looks (nested, or by its aliases)."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []
+    count = 0
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=loader):
+            anchor = getattr(event, "anchor", None)
+            if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+                opened.append((anchor, count))
+            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+                anchor, before = opened.pop()
+                sizes |= {anchor: count - before} if anchor else {}
+            elif isinstance(event, yaml.AliasEvent):
+                if anchor not in sizes and any(anchor == name for name, _ in opened):
+                    raise ConfigError(f"{path}:{event.start_mark.line + 1}: *{anchor} stands for what holds it; write it out.")
+                count += sizes.get(anchor or "", 1)
+            else:
+                count += isinstance(event, yaml.ScalarEvent)
+            if count > MOST_VALUES or len(opened) > DEEPEST:
+                what = f"holds more than {MOST_VALUES} values" if count > MOST_VALUES else f"is nested more than {DEEPEST} deep"
+                raise ConfigError(f"{path}:{event.start_mark.line + 1}: {what}, aliases counted as what they stand for.")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {_line(error.problem or error)}.") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read ({_line(error)}).") from error
+
+
 class SchemaSearchPath(SearchPathPlugin):
     """Puts SchemaSource on every search path, a user's own hydra.searchpath included."""
 
@@ -89,15 +159,16 @@ class SchemaSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(SchemaSource)
 Plugins.instance().register(SchemaSearchPath)
+SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles  # `register` would keep the one that is there
 
 
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
-    try:
-        with explained(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
-            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
-    except (ValueError, TypeError) as error:  # such as `dataset=null`
-        raise ConfigError(" ".join(str(error).split())) from error
+    with composing(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        composed = hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
+    if with_hydra:
+        _check_hydra_node(composed)
+    return composed
 
 
 @dataclass(frozen=True)
@@ -117,10 +188,22 @@ class CommandLine:
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Parse Hydra's own flags and overrides; raise ConfigError for overrides that can't be parsed."""
+    """Parse Hydra's own flags and overrides; raise ConfigError for what can't be parsed."""
+    for word in arguments:
+        if len(word) > LONGEST_WORD or "\0" in word:
+            what = "holds a null byte" if "\0" in word else f"is {len(word)} characters long; put so much into a file of conf/"
+            raise ConfigError(f"{word[:40]!r}... {what}.")
     _check_no_secrets(arguments)
-    options = get_args_parser().parse_args(list(arguments))
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    options: argparse.Namespace = parser.parse_args(list(arguments))
+    if options.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun unpickles a file, which can run anything; start from a run's config.yaml instead.")
     overrides = list(options.overrides)
+    for flag, named in (("--config-dir", options.config_dir), ("--config-path", options.config_path)):
+        where = Path.cwd() if flag == "--config-dir" else CONF.parent
+        if named is not None and not (named and (where / named).is_dir()):
+            raise ConfigError(f"{flag}: there is no folder {named!r} in {where}.")
     if options.config_dir:
         folder = str(Path(options.config_dir).resolve()).replace("\\", "\\\\").replace("'", "\\'")
         overrides.append(f"hydra.searchpath=['file://{folder}']")
@@ -134,7 +217,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         return CommandLine("show", [overrides], name, conf)
     if options.help or options.cfg or options.hydra_help or options.info or options.shell_completion:
         return CommandLine("other", [], name)
-    with explained(overrides, conf):
+    with composing(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
         return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
 
@@ -152,9 +235,32 @@ def _check_no_secrets(arguments: Sequence[str]) -> None:
                     raise ConfigError(f"sets {name} for all to see; export it in your shell instead.", key="hydra.job.env_set")
 
 
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; `python launch.py --help` explains.")
+
+
+def _check_hydra_node(composed: DictConfig) -> None:
+    """Raise ConfigError unless Hydra's own node has what is read of it before Hydra does."""
+    for key in ("hydra.launcher._target_", "hydra.sweeper._target_"):
+        with composing(()):
+            value = OmegaConf.select(composed, key)
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"is {value!r}, not the name of a class; choose an option of its group.", key=key)
+
+
+def folder_in(composed: DictConfig, key: str) -> Path:
+    """Return the folder that a key of Hydra's node names; raise ConfigError when it names none."""
+    with composing(()):
+        value = OmegaConf.select(composed, key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{value!r} is no folder.", key=key)
+    return Path(value)
+
+
 def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
     """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher, which Hydra uses for jobs alone. Tell Hydra of the last."""
-    launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
+    with composing(()):
+        launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
     by_launcher = mode is None and launcher != "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
     if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_launcher):
         return False
@@ -182,7 +288,7 @@ def to_container(composed: DictConfig) -> dict[str, Any]:
 
     Raises ConfigError for a value that is missing or an interpolation that leads nowhere.
     """
-    with explained(()):
+    with composing(()):
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
@@ -191,21 +297,33 @@ def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
     """Return override lists to check a sweep by: every job of a small one, every value at least once of a large one.
 
     A large grid of a by b values takes a + b - 1 lists rather than a times b. A glob(...) is left to Hydra.
+    Raises ConfigError for more than MOST_JOBS.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    columns = []
-    for item in parsed:
-        if item.value_type == ValueType.GLOB_CHOICE_SWEEP:
-            continue
-        if item.is_sweep_override():
-            columns.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
-        else:
-            columns.append([str(item.input_line)])
-    if math.prod(map(len, columns)) <= CHECKED_WHOLE:
+    columns = [_values_of(item) for item in parsed if item.value_type != ValueType.GLOB_CHOICE_SWEEP]
+    jobs = math.prod(map(len, columns))
+    if jobs > MOST_JOBS:
+        raise ConfigError(f"the sweep has {jobs} jobs; at most {MOST_JOBS} can be started by one command.")
+    if jobs <= CHECKED_WHOLE:
         return [list(job) for job in product(*columns)]
     first = [column[0] for column in columns]
     others = ([*first[:i], value, *first[i + 1 :]] for i, column in enumerate(columns) for value in column[1:])
     return [first, *others]
+
+
+def _values_of(item: Override) -> list[str]:
+    """Return the override for each value that one of a sweep takes; raise ConfigError for more than MOST_JOBS."""
+    if not item.is_sweep_override():
+        return [str(item.input_line)]
+    key, swept = item.get_key_element(), item.value()
+    if isinstance(swept, RangeSweep) and swept.shuffle:  # Hydra lists a range to shuffle it, whatever its length
+        swept.shuffle = False
+    values = list(islice(item.sweep_string_iterator(), MOST_JOBS + 1))
+    if len(values) > MOST_JOBS:
+        raise ConfigError(f"a sweep of more than {MOST_JOBS} values is more than can be started by one command.", key=key)
+    if not values:
+        raise ConfigError("is a sweep over nothing; give it a value.", key=key)
+    return [f"{key}={value}" for value in values]
 
 
 @contextlib.contextmanager
@@ -215,6 +333,46 @@ def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise explain(error, overrides, conf) from error
+
+
+@contextlib.contextmanager
+def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
+    """As `explained`, and for whatever else Hydra raises while it reads overrides and files: nothing else happens there."""
+    try:
+        with explained(overrides, conf):
+            yield
+    except RecursionError as error:
+        raise ConfigError("is nested too deep, or an interpolation leads back to itself.", key=_first_key(overrides)) from error
+    except UNFORESEEN as error:
+        raise ConfigError(f"{_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def hydra_s_part(task: Callable[..., object]) -> Iterator[None]:
+    """Turn what Hydra raises on its way to and from our task into a ConfigError: it doesn't check its own settings and flags."""
+    try:
+        yield
+    except UNFORESEEN as error:
+        if _passed_through(error.__traceback__, task):
+            raise
+        raise ConfigError(f"Hydra can't go on with its own settings ({type(error).__name__}: {_line(error)}).", key="hydra") from error
+
+
+def _passed_through(trace: TracebackType | None, function: Callable[..., object]) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_code is function.__code__:  # type: ignore[attr-defined]
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _line(error: object) -> str:
+    """Return what an error says, in one line without its full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _first_key(overrides: Sequence[str]) -> str:
+    return overrides[0].partition("=")[0] if len(overrides) == 1 else ""
 
 
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
@@ -293,7 +451,8 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])
     group = listed.group(1)
     name = missing.removeprefix(f"{group}/")
-    files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
+    inside = (conf / group).resolve().is_relative_to(conf.resolve())
+    files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group if inside else conf / "nowhere").rglob("*.yaml"))
     options = sorted({*(error.options or []), *(str(f) for f in files if group == "experiment" or f.parent == Path())})
     return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
 
@@ -318,7 +477,7 @@ def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
     try:
         with initialize_config_dir(str(conf), version_base=VERSION_BASE):
             composed = OmegaConf.to_container(hydra_compose("config", overrides=groups))
-    except (HydraException, OmegaConfBaseException, ConfigError):
+    except (HydraException, OmegaConfBaseException, ConfigError, *UNFORESEEN):
         return []
     from asr.argument_checks import argument_names
 

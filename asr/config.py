@@ -11,16 +11,20 @@ import contextlib
 import importlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from asr import secrets
 from asr.errors import ConfigError, did_you_mean
 
 RESUME = ("never", "auto")
 STAGES = ("prepare", "train", "evaluate")
+LATER = ("resume", "rehearse")
+"""Root keys that config.yaml of a run from before there were any doesn't have."""
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
 
@@ -69,7 +73,7 @@ def out_of_range(value: Any, limits: Mapping[str, Any]) -> str:
         return f"{value!r} is not one of {', '.join(limits['values'])}.{did_you_mean(str(value), limits['values'])}"
     if not isinstance(value, (int, float)):
         return ""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number."
     inside = {
         "at_least": lambda limit: value >= limit,
@@ -122,12 +126,38 @@ class Config:
     topology: Any = None
 
 
+def check_plain(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a value that config.yaml and run.json can't hold: not JSON's types, text that is none, huge numbers."""
+    for key, value in _leaves(config):
+        if isinstance(value, str):
+            if "\0" in value or not value.isprintable() and _has_half_pair(value):
+                raise ConfigError("is no text: it holds a null byte or bytes that are not UTF-8.", key=key)
+        elif isinstance(value, int):
+            if abs(value) >= 2**63:
+                raise ConfigError(f"{str(value)[:20]}... has more digits than a computer's integer.", key=key)
+        elif value is not None and not isinstance(value, float):
+            raise ConfigError(f"{str(value)!r} is of type {type(value).__name__}; put text in quotes.", key=key)
+
+
+def _has_half_pair(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_root(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a root value out of range (seed, stages, names)."""
-    known = [f.name for f in fields(Config)]
+    known = {f.name: f for f in fields(Config)}
+    hints = get_type_hints(Config)
     for key in config:
         if key not in known:
-            raise ConfigError(f"there is no such key.{did_you_mean(key, dotted_keys(config))}", key=key)
+            raise ConfigError(f"there is no such key.{did_you_mean(str(key), dotted_keys(config))}", key=str(key))
+    for key, item in known.items():
+        if key not in config and key not in NODES and key not in LATER:
+            raise ConfigError("is missing; is this file a part of a configuration only?", key=key)
+        if key in config:
+            _check_type(hints[key], config[key], key)
+            problem = out_of_range(config[key], item.metadata)
+            if problem:
+                raise ConfigError(problem, key=key)
     stages = config["stages"]
     if not stages:
         raise ConfigError(f"is empty; choose from {', '.join(STAGES)}.", key="stages")
@@ -156,6 +186,8 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     pairs = config.items() if isinstance(config, Mapping) else enumerate(config)
     for key, value in pairs:
         path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(config, Mapping) and not isinstance(key, str):
+            raise ConfigError(f"the key {key!r} is not text; put it in quotes.", key=prefix)
         if isinstance(value, (Mapping, list, tuple)):
             yield from _leaves(value, path)
         else:
@@ -200,6 +232,10 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     import hydra.utils
 
+    try:
+        check_plain(config)
+    except RecursionError as error:
+        raise ConfigError("the configuration is nested too deep.") from error
     check_root(config)
     check_no_secrets(config)
     built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages", "dry_run")}
@@ -231,10 +267,41 @@ def _check_keys(target: type, node: Mapping[str, Any]) -> None:
     for key in dotted_keys(node):
         if key.endswith("._target_"):
             raise ConfigError("only a group's own _target_ makes an object; nothing below it does.", key=key)
+    hints = get_type_hints(target)
     for item in fields(target):
         required = item.default is MISSING and item.default_factory is MISSING
         if required and node.get(item.name) in (None, "???"):
             raise ConfigError("is missing; give it a value.", key=item.name)
+        if item.name in node:
+            _check_type(hints[item.name], node[item.name], item.name)
+
+
+def _check_type(hint: Any, value: Any, key: str) -> None:
+    """Raise ConfigError for a value that isn't of its field's type: an interpolation brings any, and a run's config.yaml may be edited."""
+    if not fits(hint, value):
+        raise ConfigError(f"{value!r} is not of type {getattr(hint, '__name__', hint) if isinstance(hint, type) else hint}.", key=key)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Say whether a plain value is of a type as dataclasses name it; an int is a float too, and of types unknown here all are.
+
+    >>> fits(list[float] | None, [1, 0.5]), fits(dict[str, int], {"a": "b"})
+    (True, False)
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(member, value) for member in inner)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(inner[0], item) for item in value if inner)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(fits(inner[1], item) for item in value.values())
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (bool, str, list, dict):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return True
 
 
 def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -11,13 +11,28 @@ from collections.abc import Iterable, Sequence
 from asr.secrets import redacted
 
 
+LONGEST_LINE = 800
+"""Characters of a message's line; what is quoted in it may be a file's worth."""
+
+
+def shortened(text: str, longest: int = LONGEST_LINE) -> str:
+    """Return a text with the middle of its overlong lines left out.
+
+    >>> shortened("a" * 50 + "z" * 50, 20)
+    'aaaaaaaaaa [80 characters] zzzzzzzzzz'
+    """
+    half = longest // 2
+    lines = text.split("\n")
+    return "\n".join(x if len(x) <= longest else f"{x[:half]} [{len(x) - 2 * half} characters] {x[-half:]}" for x in lines)
+
+
 class AsrError(Exception):
     """A user's mistake: shown as its message alone, without a traceback and without secrets that a library put into it."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return redacted(super().__str__())
+        return redacted(shortened(super().__str__()))
 
 
 class ConfigError(AsrError):

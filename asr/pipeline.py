@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from asr import augment, batching, compatibility, config, ctc, engines, gaudi, launchers, text, topology, trainer, vocabulary
 from asr.errors import ConfigError
@@ -45,7 +45,13 @@ class Pipeline:
     @classmethod
     def of(cls, composed: Mapping[str, Any]) -> Pipeline:
         """Build and check everything that can be checked without data, network or torch; raise ConfigError."""
-        pipeline = cls(**config.instantiate(composed))
+        built = config.instantiate(composed)
+        for name, kind in get_type_hints(cls).items():
+            if name in config.NODES and not isinstance(built[name], kind):
+                raise ConfigError(
+                    f"{composed[name]['_target_']!r} is no {kind.__name__}; choose an option of its group.", key=f"{name}._target_"
+                )
+        pipeline = cls(**built)
         if pipeline.only_evaluates and pipeline.model.name_or_path is None and not pipeline.rehearse:  # that evaluates random weights
             raise ConfigError(
                 f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from asr import composition, pipeline, runs, sessions, submission
 from asr.errors import ConfigError
@@ -49,13 +49,21 @@ def check(asked: composition.CommandLine) -> None:
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
         if submitted or described.rehearse or described.node == 0:
-            folder = Path(OmegaConf.select(composed, key))
-            if described.resume == "never" or described.rehearse:
-                runs.check_can_hold_run(folder, key=key)
-            elif not multirun:  # a sweep's jobs are looked at one by one
-                sessions.check(composition.to_container(composed), folder, key=key)
+            _check_folder(composed, described, key, multirun=multirun)
     if submitted:
         submission.prepare_environment()
+
+
+def _check_folder(composed: DictConfig, described: Pipeline, key: str, *, multirun: bool) -> None:
+    """Raise ConfigError for a folder that can neither hold the run nor, with resume=auto, holds one to go on with."""
+    folder = composition.folder_in(composed, key)
+    try:
+        if described.resume == "never" or described.rehearse:
+            runs.check_can_hold_run(folder, key=key)
+        elif not multirun:  # a sweep's jobs are looked at one by one
+            sessions.check(composition.to_container(composed), folder, key=key)
+    except OSError as error:  # such as a name too long to be looked up
+        raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=key) from error
 
 
 def warn(asked: composition.CommandLine) -> None:

@@ -16,7 +16,7 @@ from asr.errors import TrainingError
 from asr.shape_trial import seconds_of
 
 NO_MEMORY = re.compile(
-    r"out of memory"  # CUDA, ROCm, XPU (accelerate 1.10.1, utils/memory.py:115)
+    r"out of memory"  # CUDA, ROCm, XPU (accelerate 1.10.1, utils/memory.py:109)
     r"|PT_DEVMEM Allocation failed"  # Gaudi (likewise)
     r"|can't allocate memory|not enough memory"  # DefaultCPUAllocator, on Linux and Windows (c10/core/impl/alloc_cpu.cpp)
     r"|Cannot allocate memory|std::bad_alloc"  # mmap, and C++'s own

@@ -7,7 +7,7 @@ figure from a process of its own, on Linux. Training: the resident memory at the
 the evaluation and the checkpoint of the epoch before are done, and at the end; growth is the last figure over the
 first. Evaluation: how far the peak of one evaluation lies above what was resident before it, over splits of several
 sizes; what it grows with each utterance is the slope between the smallest and the largest, so that whatever the
-forward takes anyway cancels out. The last line is a JSON object; of several rounds it has the medians.
+forward takes anyway cancels out; glibc gives memory back at once there, whose pools are larger than what is looked for. The last line is a JSON object; of several rounds it has the medians.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ import trainers
 
 ROOT = Path(__file__).resolve().parent.parent
 MB = 1e6
-STEPS_AN_EPOCH, BATCH_SIZE = 100, 4
+KEEPS_NO_POOLS = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc's settings (man mallopt) by which a peak differs by a fifth of a MB from run to run; without, by 25."""
+TRAIN_UTTERANCES, BATCH_SIZE = 400, 4
 SECONDS = (0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5)
 """Lengths of the audio files."""
 
@@ -63,7 +65,7 @@ def forget_peak() -> None:
 
 def training(folder: Path, steps: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Train and return the resident bytes at the begin of every epoch but the first and at the end."""
-    root = make(folder / "corpus", train=STEPS_AN_EPOCH * BATCH_SIZE, dev=40)
+    root = make(folder / "corpus", train=TRAIN_UTTERANCES, dev=40)
     each_epoch = ["trainer.args.save_strategy=epoch", "trainer.args.eval_strategy=epoch", f"trainer.args.max_steps={steps}"]
     trainer = built(folder, root, *each_epoch, *overrides)
     from transformers import TrainerCallback
@@ -101,7 +103,8 @@ def built(folder: Path, root: Path, *overrides: str) -> Any:
 def in_child(asked: argparse.Namespace, *part: str) -> dict[str, Any]:
     """Measure one part in a process of its own and return what its last line says."""
     command = [sys.executable, __file__, "--part", *part, "--override", *asked.override]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(KEEPS_NO_POOLS if part[0] == "evaluation" else {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(part)} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
@@ -109,7 +112,7 @@ def in_child(asked: argparse.Namespace, *part: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help=f"of training, {STEPS_AN_EPOCH} an epoch; 0 leaves training out")
+    parser.add_argument("--steps", type=int, default=2000, help="of training; 0 leaves training out")
     parser.add_argument("--utterances", type=int, nargs="*", default=[200, 2000, 10000], help="sizes of the split that is evaluated")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--override", nargs="*", default=[], help="further overrides")

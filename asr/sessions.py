@@ -39,25 +39,36 @@ def hold(run_dir: Path) -> None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = (run_dir / LOCK_FILE).resolve()
-    if path in _HELD:
-        return
-    opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(opened)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            log.warning("%s can't be locked (%s): see to it yourself that no two launches share it", run_dir, error.strerror)
-            return
-        problem = f"{run_dir} is in use: {_who(run_dir)} works there; wait for it, or choose another."
-        raise ConfigError(problem, key="hydra.run.dir") from error
-    _HELD[path] = opened
+    while path not in _HELD:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(opened)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                path.unlink(missing_ok=True)
+                log.warning("%s can't be locked (%s): see to it yourself that no two launches share it", run_dir, error.strerror)
+                return
+            problem = f"{run_dir} is in use: {_who(run_dir)} works there; wait for it, or choose another."
+            raise ConfigError(problem, key="hydra.run.dir") from error
+        if _is_there(path, opened):
+            _HELD[path] = opened
+        else:  # whoever held it has just let go, and taken the file away
+            os.close(opened)
+
+
+def _is_there(path: Path, opened: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(opened), path.stat())
+    return False
 
 
 def let_go(run_dir: Path) -> None:
     """Give a run directory free; of one that isn't held, nothing."""
-    opened = _HELD.pop((run_dir / LOCK_FILE).resolve(), None)
+    path = (run_dir / LOCK_FILE).resolve()
+    opened = _HELD.pop(path, None)
     if opened is not None:
+        path.unlink(missing_ok=True)  # while it is held
         os.close(opened)
 
 

@@ -47,6 +47,7 @@ def test_a_folder_is_one_launch_s_until_it_ends(tmp_path):
         other.wait()
     sessions.hold(folder)  # a lock goes with its process
     sessions.let_go(folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):

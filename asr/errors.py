@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 from asr.secrets import redacted
 
-
 LONGEST_LINE = 800
 """Characters of a message's line; what is quoted in it may be a file's worth."""
 

@@ -91,6 +91,8 @@ class ResumingMixin:
         self.resumed_step = 0
         self.train_epochs = Epochs([])
         self.steps_per_epoch = 1
+        self._best_saved: tuple[Any, ...] = (None, None, None)
+        """Metric, step and place of the best checkpoint that is on the disk."""
         self._aside: Path | None = None
         self._problems: list[str] = []
         self._carried: dict[str, Any] = {}
@@ -163,6 +165,7 @@ class ResumingMixin:
             self.save_errors, self.save_problem = 0, None
             self.last_saved = Checkpoint(self.checkpoints / written.name)
             self._name_best()
+            self._best_saved = self._best
             if first:
                 best = self.state.best_model_checkpoint
                 protected = {Path(best)} if best else set()
@@ -178,6 +181,10 @@ class ResumingMixin:
         self.state.save_to_json(str(written / STATE_FILE))
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, and never read: config.yaml says the same
         checkpoints.publish(written, self.checkpoints, world_size=self.args.world_size)
+
+    @property
+    def _best(self) -> tuple[Any, ...]:
+        return self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint
 
     def _name_best(self) -> None:
         """Write the best checkpoint by its place, which it has or will have, rather than by where it is being written."""
@@ -200,6 +207,8 @@ class ResumingMixin:
         if self.args.process_index == 0:
             with contextlib.suppress(OSError):
                 checkpoints.discard(written.parent)
+        if self.state.best_global_step == self.state.global_step:  # the best is what can be loaded at the end
+            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self._best_saved
         self.save_errors += 1
         last = f"{self.last_saved.path.name} stays" if self.last_saved else "there is no other yet"
         why = self.save_problem = "; ".join(self._problems) or "another rank says why"
@@ -287,7 +296,7 @@ class ResumingMixin:
     def _re_anchor_best(self) -> None:
         """Find the best checkpoint where it is now: a run directory may have been moved, and a checkpoint lost."""
         if self.state.best_global_step is None and not self.state.best_model_checkpoint:
-            return
+            return  # none was looked for
         name = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else Path(self.state.best_model_checkpoint).name
         path = self.checkpoints / name
         there = path.is_dir() and Checkpoint(path).problem() is None
@@ -295,6 +304,7 @@ class ResumingMixin:
             log.warning("the best checkpoint so far, %s, is not there any more or damaged; the best is looked for anew", path)
             self.state.best_metric = self.state.best_global_step = None
         self.state.best_model_checkpoint = str(path) if there else None
+        self._best_saved = self._best
 
 
 def _rank_of(path: Path) -> int:

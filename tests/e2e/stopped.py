@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ENGINE, ROOT
+from safetensors.torch import load_file
 
 from asr import checkpoints
 from asr.runs import Run
@@ -173,6 +175,23 @@ def test_a_checkpoint_that_can_t_be_written_may_end_the_training(config, never_s
     assert not (run_dir / "checkpoints" / checkpoints.SAVING).exists()
     goes_on({**stops, "resume": "auto"}, run_dir)
     assert_equal(run_dir, never_stopped)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_one_that_could_be_written(config, tmp_path):
+    """The loss falls at each of the first steps, and there is room for none of the checkpoints but the first two and the last."""
+    run_dir = tmp_path / "run"
+    best = config(*BEST, "trainer.args.learning_rate=1e-3", "trainer.args.save_total_limit=9")
+
+    def little_room(pid: int) -> None:
+        room(pid, ROOM_BYTES if saved(run_dir, 2)() else resource.RLIM_INFINITY)
+
+    code, _ = killing.run(best, run_dir, meanwhile=little_room)
+    assert code == 0, said(run_dir)
+    left = checkpoints.every(run_dir / "checkpoints")
+    assert left[-1].step in (2, 3)  # the limit may come while the third is written
+    model, checkpoint = (load_file(folder / "model.safetensors") for folder in (run_dir / "model", left[-1].path))
+    assert all(torch.equal(model[name], checkpoint[name]) for name in model)
 
 
 @pytest.mark.slow

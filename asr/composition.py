@@ -47,9 +47,23 @@ MOST_JOBS = 10_000
 """Of one sweep. Hydra makes a list of all jobs before the first starts."""
 LONGEST_WORD = 10_000
 """Characters of an override: parsing takes time and memory that grow faster than it."""
+MOST_FRAMES = 200
+"""Of Python's stack that composing may take; it needs under 80. A defaults list that leads back to its own file grows at each turn: to
+Python's own limit takes a minute."""
 MOST_VALUES, DEEPEST = 100_000, 100
 """Of a YAML file, its aliases followed, and nested in each other: OmegaConf copies what an alias stands for."""
-UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What Hydra and OmegaConf raise, beside their own errors, for settings, overrides and files that they don't check."""
 
 
@@ -116,6 +130,8 @@ def check_yaml(path: Path) -> None:
         for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=loader):
             anchor = getattr(event, "anchor", None)
             if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+                if not opened and isinstance(event, yaml.SequenceStartEvent):
+                    raise ConfigError(f"{path}:{event.start_mark.line + 1}: a file of the configuration holds keys, not a list.")
                 opened.append((anchor, count))
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 anchor, before = opened.pop()
@@ -152,7 +168,7 @@ SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles  # `regis
 
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
-    with composing(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
+    with composing(overrides, conf), _bounded_depth(), initialize_config_dir(str(conf), version_base=VERSION_BASE):
         composed = hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
     if with_hydra:
         _check_hydra_node(composed)
@@ -316,9 +332,24 @@ def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
         with explained(overrides, conf):
             yield
     except RecursionError as error:
-        raise ConfigError("is nested too deep, or an interpolation leads back to itself.", key=_first_key(overrides)) from error
+        raise ConfigError(
+            "is nested too deep, or leads back to itself through an interpolation or a defaults list.", key=_first_key(overrides)
+        ) from error
     except UNFORESEEN as error:
         raise ConfigError(f"{_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def _bounded_depth() -> Iterator[None]:
+    """Let what runs inside nest MOST_FRAMES calls at most."""
+    before, frame, depth = sys.getrecursionlimit(), sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    sys.setrecursionlimit(min(before, depth + MOST_FRAMES))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager

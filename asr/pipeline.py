@@ -47,7 +47,9 @@ class Pipeline:
         built = config.instantiate(composed)
         for name, kind in get_type_hints(cls).items():
             if name in config.NODES and not isinstance(built[name], kind):
-                raise ConfigError(f"{composed[name]['_target_']!r} is no {kind.__name__}; choose an option of its group.", key=f"{name}._target_")
+                raise ConfigError(
+                    f"{composed[name]['_target_']!r} is no {kind.__name__}; choose an option of its group.", key=f"{name}._target_"
+                )
         pipeline = cls(**built)
         if pipeline.only_evaluates and pipeline.model.name_or_path is None and not pipeline.rehearse:  # that evaluates random weights
             raise ConfigError(

@@ -120,7 +120,9 @@ def bomb(dice: random.Random, path: Path) -> None:
     wide = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, dice.choice((3, 12))))
     deep = "".join(f"m{i}: &m{i}\n  x: *m{i - 1}\n  y: *m{i - 1}\n" for i in range(1, dice.choice((3, 40))))
     merged = "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}], k{i}: 1}}\n" for i in range(1, dice.choice((3, 12))))
-    kind = dice.choice(("b0: &b0 [lol]\n" + wide, "m0: &m0 {a: 1}\n" + deep, "m0: &m0 {a: 1}\n" + merged, "a: &a [*a]\n", "a: &a {b: *a}\n"))
+    kind = dice.choice(
+        ("b0: &b0 [lol]\n" + wide, "m0: &m0 {a: 1}\n" + deep, "m0: &m0 {a: 1}\n" + merged, "a: &a [*a]\n", "a: &a {b: *a}\n")
+    )
     path.write_text(path.read_text(encoding="utf-8", errors="surrogateescape") + kind, encoding="utf-8", errors="surrogateescape")
 
 
@@ -147,8 +149,37 @@ def list_wrong_defaults(dice: random.Random, path: Path) -> None:
 
 
 SPOILS: list[Spoil] = [
-    *(flip_bytes, flip_bytes, flip_bytes, random_bytes, cut, cut, drop_lines, drop_lines, indent, indent, dedent, swap_lines, repeat_lines, insert),
-    *(insert, insert, replace_values, replace_values, replace_values, replace_whole, encode, end_lines, bomb, bomb, nest, instead, list_wrong_defaults),
+    *(
+        flip_bytes,
+        flip_bytes,
+        flip_bytes,
+        random_bytes,
+        cut,
+        cut,
+        drop_lines,
+        drop_lines,
+        indent,
+        indent,
+        dedent,
+        swap_lines,
+        repeat_lines,
+        insert,
+    ),
+    *(
+        insert,
+        insert,
+        replace_values,
+        replace_values,
+        replace_values,
+        replace_whole,
+        encode,
+        end_lines,
+        bomb,
+        bomb,
+        nest,
+        instead,
+        list_wrong_defaults,
+    ),
     *(list_wrong_defaults,),
 ]
 INSERTED = [
@@ -161,10 +192,75 @@ INSERTED = [
     *("dataset: null", "model: x", "stages: train", "stages: {a: 1}", "stages: [null]", "stages: [[train]]", "resume: 1", "\tseed: 1", "# @package nowhere", "# @package"),
     *("# @package _global_", "é: 1", "'': 1", "a.b: 1", "'a b': 1", "? ", ":", "a: |\n b", "a: >-", "a: 'x", 'a: "\\q"', "a: \x01", "a: " + "x" * 100_000),
 ]  # fmt: skip
-REPLACED = ["", "null", "~", "[]", "{}", "[1, 2]", "{a: 1}", "x", "-1", "0", "1.5", ".nan", ".inf", "1e400", "9" * 400, "true", "'", "${seed}", "${x}", "???", "&a *a"]
-REPLACED += ["2001-01-01", "2001-01-01 00:00:00", "!!binary aGk=", "!!set {a}", "0o17", "12:30:45", "|", ">", "- a", "a: b", "@a", "`a", "%a", "*a", "!a b"]
-WHOLE = ["", "\n", "# only a comment\n", "5\n", "text\n", "[]\n", "- a\n", "null\n", "{}\n", "---\n---\n", "true\n", "'a'\n", "defaults\n", "defaults: x\n", "defaults: {}\n"]
-WHOLE += ["defaults:\n", "defaults: [null]\n", "defaults: []\n", "2001-01-01\n", "!!set {a}\n", "# @package _global_\n", "\ufeff", "\ufeff{}\n", "...\n", "--- a\n--- b\n"]
+REPLACED = [
+    "",
+    "null",
+    "~",
+    "[]",
+    "{}",
+    "[1, 2]",
+    "{a: 1}",
+    "x",
+    "-1",
+    "0",
+    "1.5",
+    ".nan",
+    ".inf",
+    "1e400",
+    "9" * 400,
+    "true",
+    "'",
+    "${seed}",
+    "${x}",
+    "???",
+    "&a *a",
+]
+REPLACED += [
+    "2001-01-01",
+    "2001-01-01 00:00:00",
+    "!!binary aGk=",
+    "!!set {a}",
+    "0o17",
+    "12:30:45",
+    "|",
+    ">",
+    "- a",
+    "a: b",
+    "@a",
+    "`a",
+    "%a",
+    "*a",
+    "!a b",
+]
+WHOLE = [
+    "",
+    "\n",
+    "# only a comment\n",
+    "5\n",
+    "text\n",
+    "[]\n",
+    "- a\n",
+    "null\n",
+    "{}\n",
+    "---\n---\n",
+    "true\n",
+    "'a'\n",
+    "defaults\n",
+    "defaults: x\n",
+    "defaults: {}\n",
+]
+WHOLE += [
+    "defaults:\n",
+    "defaults: [null]\n",
+    "defaults: []\n",
+    "2001-01-01\n",
+    "!!set {a}\n",
+    "# @package _global_\n",
+    "\ufeff",
+    "\ufeff{}\n",
+    "...\n",
+    "--- a\n--- b\n",
+]
 DEFAULTS = [
     *("_self_", "_self_: 1", "nowhere", "dataset: nowhere", "dataset", "dataset:", "dataset: []", "dataset: [a, b]", "dataset: 5", "config", "/config", "5", "null"),
     *("[]", "{}", "{a: b, c: d}", "override dataset: hub", "override /dataset: hub", "override nowhere: a", "override /nowhere: a", "optional a: b", "optional"),

@@ -15,13 +15,48 @@ from typing import Any
 
 RATE = 16000
 FORMATS = [
-    *(("WAV", subtype) for subtype in ("PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")),
-    *(("WAVEX", "PCM_16"), ("WAVEX", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("W64", "FLOAT"), ("AIFF", "PCM_16"), ("AIFF", "FLOAT")),
+    *(
+        ("WAV", subtype)
+        for subtype in ("PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")
+    ),
+    *(
+        ("WAVEX", "PCM_16"),
+        ("WAVEX", "FLOAT"),
+        ("RF64", "PCM_16"),
+        ("W64", "PCM_16"),
+        ("W64", "FLOAT"),
+        ("AIFF", "PCM_16"),
+        ("AIFF", "FLOAT"),
+    ),
     *(("AU", "PCM_16"), ("AU", "FLOAT"), ("CAF", "PCM_16"), ("CAF", "ALAC_16"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("OGG", "VORBIS")),
-    *(("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("NIST", "PCM_16"), ("SD2", "PCM_16"), ("VOC", "PCM_16"), ("SVX", "PCM_16"), ("MAT5", "FLOAT")),
+    *(
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("NIST", "PCM_16"),
+        ("SD2", "PCM_16"),
+        ("VOC", "PCM_16"),
+        ("SVX", "PCM_16"),
+        ("MAT5", "FLOAT"),
+    ),
 ]
 SUFFIXES = "wav flac ogg mp3 opus aiff au w64 caf txt".split()
-ABSURD = [0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1_000_000_000, 0x7FF00000, 0x7FC00000, 0xFF800000]
+ABSURD = [
+    0,
+    1,
+    2,
+    0x7F,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1_000_000_000,
+    0x7FF00000,
+    0x7FC00000,
+    0xFF800000,
+]
 CUT_SECONDS = 0.3
 Spoil = Callable[[random.Random, bytearray], None]
 
@@ -104,7 +139,9 @@ def repeat(dice: random.Random, content: bytearray) -> None:
 
 
 def other_magic(dice: random.Random, content: bytearray) -> None:
-    magic = dice.choice((b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3\x04", b"FORM", b".snd", b"caff", b"NIST", b"\xff\xfb\x90\x64", b"8SVX", b"Crea"))
+    magic = dice.choice(
+        (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3\x04", b"FORM", b".snd", b"caff", b"NIST", b"\xff\xfb\x90\x64", b"8SVX", b"Crea")
+    )
     content[: len(magic)] = magic
 
 
@@ -112,7 +149,22 @@ def random_bytes(dice: random.Random, content: bytearray) -> None:
     content[:] = dice.randbytes(dice.choice((0, 1, 44, 5000)))
 
 
-SPOILS: list[Spoil] = [cut, cut, cut_header, flip_bits, flip_bits, flip_header, flip_header, claim, claim, claim, zero, no_numbers, insert, repeat]
+SPOILS: list[Spoil] = [
+    cut,
+    cut,
+    cut_header,
+    flip_bits,
+    flip_bits,
+    flip_header,
+    flip_header,
+    claim,
+    claim,
+    claim,
+    zero,
+    no_numbers,
+    insert,
+    repeat,
+]
 SPOILS += [other_magic, random_bytes]
 
 

@@ -131,20 +131,20 @@ def check_yaml(path: Path) -> None:
             anchor = getattr(event, "anchor", None)
             if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
                 if not opened and isinstance(event, yaml.SequenceStartEvent):
-                    raise ConfigError(f"{path}:{event.start_mark.line + 1}: a file of the configuration holds keys, not a list.")
+                    raise ConfigError(f"{path}:{_line_of(event)}: a file of the configuration holds keys, not a list.")
                 opened.append((anchor, count))
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 anchor, before = opened.pop()
                 sizes |= {anchor: count - before} if anchor else {}
             elif isinstance(event, yaml.AliasEvent):
                 if anchor not in sizes and any(anchor == name for name, _ in opened):
-                    raise ConfigError(f"{path}:{event.start_mark.line + 1}: *{anchor} stands for what holds it; write it out.")
+                    raise ConfigError(f"{path}:{_line_of(event)}: *{anchor} stands for what holds it; write it out.")
                 count += sizes.get(anchor or "", 1)
             else:
                 count += isinstance(event, yaml.ScalarEvent)
             if count > MOST_VALUES or len(opened) > DEEPEST:
                 what = f"holds more than {MOST_VALUES} values" if count > MOST_VALUES else f"is nested more than {DEEPEST} deep"
-                raise ConfigError(f"{path}:{event.start_mark.line + 1}: {what}, aliases counted as what they stand for.")
+                raise ConfigError(f"{path}:{_line_of(event)}: {what}, aliases counted as what they stand for.")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
     except yaml.MarkedYAMLError as error:
@@ -152,6 +152,10 @@ def check_yaml(path: Path) -> None:
         raise ConfigError(f"{path}{line} is not YAML: {_line(error.problem or error)}.") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can't be read ({_line(error)}).") from error
+
+
+def _line_of(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 class SchemaSearchPath(SearchPathPlugin):

@@ -130,7 +130,7 @@ def check_plain(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that config.yaml and run.json can't hold: not JSON's types, text that is none, huge numbers."""
     for key, value in _leaves(config):
         if isinstance(value, str):
-            if "\0" in value or not value.isprintable() and _has_half_pair(value):
+            if "\0" in value or (not value.isprintable() and _has_half_pair(value)):
                 raise ConfigError("is no text: it holds a null byte or bytes that are not UTF-8.", key=key)
         elif isinstance(value, int):
             if abs(value) >= 2**63:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST_LINE = 800
 """Characters of a message's line; what is quoted in it may be a file's worth."""
 

@@ -128,7 +128,7 @@ def _decoded(file: Any, count: int) -> NDArray[np.float32]:
     import numpy as np
 
     block = max(1, BLOCK_SAMPLES // file.channels)
-    parts = []
+    parts: list[NDArray[np.float32]] = []
     while count > 0 or not parts:
         parts.append(file.read(min(block, max(count, 0)), dtype="float32", always_2d=True))
         count = count - block if len(parts[-1]) == block else 0

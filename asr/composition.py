@@ -48,6 +48,9 @@ MOST_JOBS = 10_000
 """Of one sweep. Hydra makes a list of all jobs before the first starts."""
 LONGEST_WORD = 10_000
 """Characters of an override: parsing takes time and memory that grow faster than it."""
+MOST_FRAMES = 200
+"""Of Python's stack that composing may take; it needs under 80. A defaults list that leads back to its own file grows at each turn: to
+Python's own limit takes a minute."""
 MOST_VALUES, DEEPEST = 100_000, 100
 """Of a YAML file, its aliases followed, and nested in each other: OmegaConf copies what an alias stands for."""
 UNFORESEEN = (
@@ -128,19 +131,21 @@ def check_yaml(path: Path) -> None:
         for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=loader):
             anchor = getattr(event, "anchor", None)
             if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+                if not opened and isinstance(event, yaml.SequenceStartEvent):
+                    raise ConfigError(f"{path}:{_line_of(event)}: a file of the configuration holds keys, not a list.")
                 opened.append((anchor, count))
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 anchor, before = opened.pop()
                 sizes |= {anchor: count - before} if anchor else {}
             elif isinstance(event, yaml.AliasEvent):
                 if anchor not in sizes and any(anchor == name for name, _ in opened):
-                    raise ConfigError(f"{path}:{event.start_mark.line + 1}: *{anchor} stands for what holds it; write it out.")
+                    raise ConfigError(f"{path}:{_line_of(event)}: *{anchor} stands for what holds it; write it out.")
                 count += sizes.get(anchor or "", 1)
             else:
                 count += isinstance(event, yaml.ScalarEvent)
             if count > MOST_VALUES or len(opened) > DEEPEST:
                 what = f"holds more than {MOST_VALUES} values" if count > MOST_VALUES else f"is nested more than {DEEPEST} deep"
-                raise ConfigError(f"{path}:{event.start_mark.line + 1}: {what}, aliases counted as what they stand for.")
+                raise ConfigError(f"{path}:{_line_of(event)}: {what}, aliases counted as what they stand for.")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
     except yaml.MarkedYAMLError as error:
@@ -148,6 +153,10 @@ def check_yaml(path: Path) -> None:
         raise ConfigError(f"{path}{line} is not YAML: {_line(error.problem or error)}.") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can't be read ({_line(error)}).") from error
+
+
+def _line_of(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 class SchemaSearchPath(SearchPathPlugin):
@@ -164,7 +173,7 @@ SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles  # `regis
 
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
-    with composing(overrides, conf), initialize_config_dir(str(conf), version_base=VERSION_BASE):
+    with composing(overrides, conf), _bounded_depth(), initialize_config_dir(str(conf), version_base=VERSION_BASE):
         composed = hydra_compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
     if with_hydra:
         _check_hydra_node(composed)
@@ -342,9 +351,24 @@ def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
         with explained(overrides, conf):
             yield
     except RecursionError as error:
-        raise ConfigError("is nested too deep, or an interpolation leads back to itself.", key=_first_key(overrides)) from error
+        raise ConfigError(
+            "is nested too deep, or leads back to itself through an interpolation or a defaults list.", key=_first_key(overrides)
+        ) from error
     except UNFORESEEN as error:
         raise ConfigError(f"{_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def _bounded_depth() -> Iterator[None]:
+    """Let what runs inside nest MOST_FRAMES calls at most."""
+    before, frame, depth = sys.getrecursionlimit(), sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    sys.setrecursionlimit(min(before, depth + MOST_FRAMES))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager

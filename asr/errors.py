@@ -31,7 +31,7 @@ class AsrError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return redacted(shortened(super().__str__()))
+        return shortened(redacted(super().__str__()))
 
 
 class ConfigError(AsrError):

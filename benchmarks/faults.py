@@ -1,11 +1,15 @@
-"""Faults made for real, and what a run makes of them: killed at random moments, checkpoints cut.
+"""Faults made for real and in numbers: what is found out, what goes on equal, and what nothing breaks.
 
     python benchmarks/faults.py kills [--times 100] [--seed 0]
     python benchmarks/faults.py cuts [--times 50] [--seed 0]
+    python benchmarks/faults.py fuzz [--seed 6] [--share 1.0]
 
-`kills`: a short run that never stops, then the same run killed by SIGKILL at a random moment and gone on with
-(resume=auto), each time compared: weights, metrics, predictions and logged losses must be equal, bit for bit. `cuts`: files of
-checkpoints cut at random offsets, each of which must be found out. Prints a table; as the last line, a JSON object.
+kills: a short run that never stops, then the same run killed by SIGKILL at a random moment and gone on with (resume=auto), each time
+compared: weights, metrics, predictions and logged losses must be equal, bit for bit. cuts: files of checkpoints cut at random
+offsets, each of which must be found out. fuzz: 2,000 fuzzed command lines and 300 spoilt copies of conf/ up to where a run would
+start, 50 refused launches as processes of their own, and 500 spoilt audio files, read as a run reads them; `--share 0.1` takes a tenth
+of each, and what fails is shown with the seed and the number that make it again. Seconds are those of this machine as it is:
+run it alone. Prints a table; as the last line, a JSON object.
 """
 
 from __future__ import annotations
@@ -16,12 +20,20 @@ import os
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "fuzz"))
+
 import killing
+import tallies
+
+FUZZED = {"command lines": (tallies.command_lines, 2000), "trees of files": (tallies.trees, 300), "launches": (tallies.launches, 50)}
+FUZZED |= {"audio files": (tallies.sounds, 500)}
 
 
 def kills(folder: Path, times: int, seed: int) -> dict[str, Any]:
@@ -87,19 +99,45 @@ def cuts(folder: Path, times: int, seed: int) -> dict[str, Any]:
     return {"cuts": times, "detected": detected, "median_seconds_to_look": round(statistics.median(seconds), 4)}
 
 
-FAULTS = {"kills": kills, "cuts": cuts}
+def fuzz(options: argparse.Namespace) -> dict[str, object]:
+    """Try what is malformed; print a line a kind, then what failed."""
+    figures: dict[str, object] = {}
+    failures = []
+    print(f"{'':16}{'cases':>6}{'worst seconds':>15}{'peak MiB':>10}{'failures':>10}   how they ended")
+    for kind, (tried, number) in FUZZED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            tally = tried(options.seed, max(1, round(number * options.share)), Path(folder))
+        ended = {str(code): count for code, count in tally.codes.most_common()}
+        listed = ", ".join(f"{count} {code}" for code, count in ended.items())
+        figures[kind] = {"ended": ended, "worst_seconds": tally.worst_seconds, "failures": len(tally.failures)}
+        failures += tally.failures
+        peak = f"{tally.peak_bytes >> 20 or ''}"  # of a process of its own, it isn't measured
+        print(f"{kind:16}{tally.codes.total():6}{tally.worst_seconds:15.2f}{peak:>10}{len(tally.failures):10}   {listed}", flush=True)
+        print(f"{'':16}the slowest: {tally.worst}", flush=True)
+    print(*failures, sep="\n")
+    return figures
 
 
-def main(arguments: list[str] | None = None) -> None:
+FAULTS = {"kills": (kills, 100, 0), "cuts": (cuts, 50, 0)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fault", choices=list(FAULTS))
-    parser.add_argument("--times", type=int, help="how often; the default is the figure above")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--corpus", type=Path, help="the folder that the runs are made in; a temporary one without it")
-    asked = parser.parse_args(arguments)
-    times = asked.times or {"kills": 100, "cuts": 50}[asked.fault]
-    with tempfile.TemporaryDirectory() as temporary:
-        figures = FAULTS[asked.fault](asked.corpus or Path(temporary), times, asked.seed)
+    faults = parser.add_subparsers(dest="fault", required=True)
+    for name, (_, times, seed) in FAULTS.items():
+        counted = faults.add_parser(name)
+        counted.add_argument("--times", type=int, default=times)
+        counted.add_argument("--seed", type=int, default=seed)
+        counted.add_argument("--corpus", type=Path, help="the folder that the runs are made in; a temporary one without it")
+    fuzzed = faults.add_parser("fuzz")
+    fuzzed.add_argument("--seed", type=int, default=6)
+    fuzzed.add_argument("--share", type=float, default=1.0)
+    options = parser.parse_args(arguments)
+    if options.fault == "fuzz":
+        figures = fuzz(options)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures = FAULTS[options.fault][0](options.corpus or Path(temporary), options.times, options.seed)
     print(json.dumps(figures))
 
 

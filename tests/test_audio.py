@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -106,3 +108,53 @@ def test_a_wav_written_to_a_pipe_promises_nothing(tmp_path, size):
     content[4:8] = content[data + 4 : data + 8] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert audio.seconds_of(path) == pytest.approx(1.0, abs=0.001)
+
+
+def spoilt(path, at: int, form: str, value: int):
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, at, value)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("hz", [1, 999, 10**9, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_a_damaged_header(tmp_path, hz):
+    soundfile.write(tmp_path / "a.wav", tone(0.1), RATE)
+    path = spoilt(tmp_path / "a.wav", 24, "<I", hz)
+    for read in (audio.seconds_of, lambda path: audio.read(path, RATE)):
+        with pytest.raises(DataError, match=rf"a\.wav can't be read as audio \(its header says {hz} Hz\)"):
+            read(path)
+
+
+def test_a_header_that_promises_days_in_a_few_bytes_is_damaged(tmp_path):
+    """Also a promise that is believed asks for no memory before there are samples."""
+    soundfile.write(tmp_path / "a.flac", tone(0.5), RATE)
+    path = spoilt(tmp_path / "a.flac", 22, ">I", 2**31 - 1)  # the low 32 bits of its number of samples
+    for read in (audio.seconds_of, lambda path: audio.read(path, RATE)):
+        with pytest.raises(DataError, match=r"a\.flac can't be read as audio \(its header says \d+ s in \d+ bytes\)"):
+            read(path)
+
+
+def test_long_audio_is_decoded_in_blocks(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(1), -tone(1)], axis=1), RATE)
+    whole = audio.read(path, RATE)
+    part = audio.read(path, RATE, start_seconds=0.5, seconds=0.25)
+    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 2 * 1000)
+    assert np.array_equal(audio.read(path, RATE), whole)
+    assert np.array_equal(audio.read(path, RATE, start_seconds=0.5, seconds=0.25), part)
+    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 2 * 4000)  # as many blocks as fit
+    assert np.array_equal(audio.read(path, RATE), whole)
+
+
+def test_a_format_that_can_t_be_wound_is_decoded_whole(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1), RATE, subtype="GSM610")
+    assert len(audio.read(tmp_path / "a.wav", RATE)) == pytest.approx(RATE, abs=320)
+
+
+def test_samples_that_are_no_sound_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.0, 1e37, -0.1]), RATE, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav holds samples of more than 2\*\*31"):
+        audio.read(tmp_path / "a.wav", RATE)
+    soundfile.write(tmp_path / "b.wav", np.array([0.0, 32767.0, -5.0]), RATE, subtype="FLOAT")  # integers, never scaled
+    assert audio.read(tmp_path / "b.wav", RATE).max() == 32767

@@ -104,6 +104,15 @@ MISTAKES = [
     ("trainer.args.max_steps=1,2", r"--multirun"),
     ("=", r".+"),
     ("model", r".+"),
+    ("a" * 5000, r"^.{,900}$"),
+    ("trainer.args.run_name=" + "[" * 400 + "]" * 400, r"^trainer\.args\.run_name: is nested too deep"),
+    ("seed=" + "9" * 5000, r"digits"),
+    ("dataset.max_train_samples=" + "9" * 400, r"^dataset\.max_train_samples: 9{20}\.\.\. has more digits"),
+    ("augment.speed_factors=${oc.dict.keys:trainer.args}", r"^augment\.speed_factors: .* is not of type list\[float\]"),
+    ("+model.architecture={1:2}", r"^model\.architecture\.1: "),
+    ("trainer.args.run_name='a\udc80'", r"^trainer\.args\.run_name: is no text"),
+    ("batching=../dataset/folder", r"^batching\._target_: 'asr\.sources\.folder\.Folder' is no Batching"),
+    ("seed=${seed}", r"."),
 ]
 
 
@@ -143,6 +152,80 @@ def test_a_small_grid_is_checked_whole_and_a_large_one_value_by_value():
     variants = composition.sweep_variants(["a=range(0,20)", "b=choice(x,y,z)", "experiment=glob(*)"])
     assert len(variants) == 20 + 3 - 1
     assert {"b=x", "b=y", "b=z"} == {word for variant in variants for word in variant if word.startswith("b=")}
+
+
+def test_a_sweep_without_end_is_refused_before_it_is_listed():
+    for swept in ("seed=range(0,1000000000)", "seed=shuffle(range(0,1000000000))", "seed=range(0,1,1e-12)"):
+        with pytest.raises(ConfigError, match=r"^seed: a sweep of more than 10000 values"):
+            composition.read_command_line(["-m", swept])
+    with pytest.raises(ConfigError, match=r"^the sweep has 1000000 jobs"):
+        composition.read_command_line(["-m", "seed=range(0,1000)", "trainer.args.max_steps=range(1,1001)"])
+    with pytest.raises(ConfigError, match=r"must not be zero"):
+        composition.read_command_line(["-m", "seed=range(0,3,0)"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nosuch"], "unrecognized arguments: --nosuch"),
+        (["--config-dir", "nowhere"], "--config-dir: there is no folder 'nowhere'"),
+        (["--config-path", ""], "--config-path: there is no folder ''"),
+        (["--experimental-rerun", "a.pickle"], "--experimental-rerun unpickles a file"),
+        (["seed=1\0"], "holds a null byte"),
+        (["x=" + "a" * 20_000], "is 20002 characters long"),
+    ],
+)
+def test_a_flag_that_can_t_be_followed_is_refused_in_a_line(words, message):
+    with pytest.raises(ConfigError) as refused:
+        composition.read_command_line(words)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_part_of_a_configuration_is_no_configuration():
+    with pytest.raises(ConfigError, match=r"^stages: is missing"):
+        Pipeline.of({key: value for key, value in composed().items() if key != "stages"})
+
+
+def bomb(first: str, line: str) -> str:
+    return first + "".join(line.format(this=i, that=", ".join([f"*b{i - 1}"] * 9)) for i in range(1, 12))
+
+
+BAD_FILES = {
+    "lists of lists": (bomb("b0: &b0 [a]\n", "b{this}: &b{this} [{that}]\n"), r"spoilt\.yaml:\d+: holds more than 100000 values"),
+    "merges of merges": (bomb("b0: &b0 {a: 1}\n", "b{this}: &b{this} {{<<: [{that}]}}\n"), r":\d+: holds more than 100000 values"),
+    "what holds itself": ("a: &a [*a]\n", r":1: \*a stands for what holds it"),
+    "a deep list": ("a: " + "[" * 2000 + "]" * 2000, r":1: is nested more than 100 deep"),
+    "an open bracket": ("a: [1\n", r":\d+ is not YAML"),
+    "another encoding": ("é: 1\n".encode("utf-16"), r"is not UTF-8"),
+    "a list": ("- a\n", r"spoilt\.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_wrong_or_grows_when_it_is_read_is_named(name, tmp_path):
+    content, message = BAD_FILES[name]
+    path = tmp_path / "topology" / "spoilt.yaml"
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = composition.read_command_line(["--config-dir", str(tmp_path), "topology=spoilt"])
+    with pytest.raises(ConfigError, match=message):
+        composition.compose(asked.jobs[0])
+
+
+def test_a_defaults_list_that_leads_back_to_itself_is_refused_soon(tmp_path):
+    (tmp_path / "topology").mkdir()
+    (tmp_path / "topology" / "circle.yaml").write_text("defaults:\n  - circle\n")
+    asked = composition.read_command_line(["--config-dir", str(tmp_path), "topology=circle"])
+    limit = sys.getrecursionlimit()
+    with pytest.raises(ConfigError, match=r"leads back to itself"):
+        composition.compose(asked.jobs[0])
+    assert sys.getrecursionlimit() == limit
+
+
+def test_anchors_that_stand_for_little_are_followed(tmp_path):
+    (tmp_path / "ok.yaml").write_text("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n")
+    composition.check_yaml(tmp_path / "ok.yaml")
 
 
 def test_config_path_and_searchpath_are_followed(tmp_path):

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from conftest import composed
@@ -74,3 +75,31 @@ def test_cache_root(monkeypatch, tmp_path):
     monkeypatch.delenv("ASR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert config.cache_root(None, "x") == tmp_path / "asr" / "x"
+
+
+@pytest.mark.parametrize(
+    ("hint", "right", "wrong"),
+    [
+        (int, [1, 10**15], [1.0, True, "1", None]),
+        (float, [1, 0.5], [True, "1"]),
+        (bool, [False], [0, "no"]),
+        (str | None, ["", None], [1, []]),
+        (list[float], [[], [1, 0.5]], [["a"], "ab", {"a": 1}]),
+        (dict[str, Any], [{}, {"a": [1]}], [[], None]),
+        (Any, [None, 1, object()], []),
+    ],
+)
+def test_a_plain_value_fits_its_annotation(hint, right, wrong):
+    assert [value for value in right if not config.fits(hint, value)] == []
+    assert [value for value in wrong if config.fits(hint, value)] == []
+
+
+def test_what_a_run_can_t_write_down_is_refused():
+    for value in (b"bytes", "a\0", "\ud800", 2**63, object()):
+        with pytest.raises(ConfigError, match=r"^a\.b\.1: "):
+            config.check_plain({"a": {"b": [0, value]}})
+    config.check_plain({"a": {"b": [0, -1.5, None, True, "é", float("nan")]}})
+
+
+def test_a_huge_number_is_out_of_range_and_no_crash():
+    assert "out of range" in config.out_of_range(10**400, {"at_most": 1})

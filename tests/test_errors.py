@@ -38,3 +38,10 @@ def test_the_message_survives_a_loader_worker(workers):
     with pytest.raises(DataError) as caught:
         list(DataLoader(Bad(), num_workers=workers))
     assert said_by(caught.value) == "a b.wav can't be read: truncated; repair it or leave it out."
+
+
+def test_a_message_keeps_the_ends_of_what_is_too_long():
+    said = str(ConfigError(f"{'x' * 50_000!r} is not one of a, b.\nalso: seed", key="trainer.engine"))
+    assert len(said) < 1000
+    assert said.startswith("trainer.engine: 'xxx")
+    assert said.endswith("is not one of a, b.\nalso: seed")

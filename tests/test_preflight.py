@@ -9,10 +9,12 @@ from asr.pipeline import warnings_of
 
 @pytest.fixture
 def launcher(monkeypatch, tmp_path):
-    """launch.py's main in this process; Hydra itself is never reached by what is refused."""
+    """launch.py's main in this process."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(tmp_path)
     import launch
+
+    monkeypatch.setattr(launch.run.__wrapped__, "__module__", "__main__")  # Hydra finds conf/ by that, as where launch.py is started
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr("sys.argv", ["launch.py", *arguments])
@@ -69,3 +71,33 @@ def test_warnings_of_a_composed_configuration(overrides, warnings):
 def test_a_missing_value_is_a_warning_where_the_configuration_is_shown(capsys):
     preflight.warn(composition.read_command_line(["--cfg", "all", "dataset.train_split=???"]))
     assert capsys.readouterr().err.startswith("warning: dataset.train_split: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.verbose=7", "dry_run=true"], "error: hydra: Hydra can't go on with its own settings (AssertionError"),
+        (["--resolve"], "error: hydra: Hydra can't go on with its own settings (ValueError: The --resolve flag"),
+        (["++hydra.launcher=x"], "error: hydra.launcher._target_: "),
+        (["hydra.run.dir=${hydra.run.dir}"], "error: "),
+        (["hydra.run.dir=''"], "error: hydra.run.dir: '' is no folder."),
+        (["hydra.run.dir=" + "d" * 300], "error: hydra.run.dir: can't name a folder (File name too long)"),
+        (["hydra.mode=${hydra.mode}"], "error: "),
+    ],
+)
+def test_hydra_s_own_settings_are_refused_without_a_traceback(launcher, words, message, capsys):
+    assert launcher(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert "Traceback" not in said
+
+
+def test_a_mistake_of_ours_in_the_task_still_shows_where(launcher, monkeypatch, capsys):
+    from asr import experiment
+
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(experiment, "start", broken)
+    assert launcher("dry_run=true") == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -169,7 +169,10 @@ SPOILS += [other_magic, random_bytes]
 
 
 def sound_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Take one file the way of a run: its header, the manifest, a row of the dataset, a batch. `code` is decoded, reported or what broke."""
+    """Take one file the way of a run: its header, the manifest, a row of the dataset, a batch.
+
+    `code` is decoded, reported, or says what was wrong.
+    """
     import numpy as np
 
     from asr import manifest

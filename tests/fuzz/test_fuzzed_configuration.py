@@ -1,77 +1,31 @@
 """Fuzzed command lines and YAML files: each is accepted, or refused in a few lines with an exit code of the contract."""
 
-import collections
-
 import pytest
-from fuzzed_files import spoilt
-from fuzzed_overrides import can_be_typed, command_line
-from trial import Outcome, outcomes, real_launch
+import tallies
+from trial import Outcome, outcomes
 
 SEED = 6
-MOST_BYTES = 1 << 30
-
-
-def held(cases, folder):
-    """Return how many cases ended with which code; fail with the first that breaks the contract."""
-    cwd = folder / "a" / "b" / "c"  # what climbs out of it stays in the test's folder
-    cwd.mkdir(parents=True)
-    return counted(cases, outcomes("launch", list(cases.values()), cwd))
-
-
-def counted(cases, ended):
-    codes = collections.Counter()
-    for (name, case), outcome in zip(cases.items(), ended, strict=True):
-        broken = outcome.breaks() or (f"{outcome.peak_bytes >> 20} MiB" if outcome.peak_bytes > MOST_BYTES else "")
-        assert not broken, f"{name}: {[word[:80] for word in case]}: {broken}\n{outcome.err[-2000:]}"
-        codes[outcome.code] += 1
-    return codes
-
-
-def command_lines(numbers):
-    return {f"seed {SEED}, command line {number}": command_line(SEED, number) for number in numbers}
-
-
-def spoilt_trees(numbers, folder):
-    cases = {}
-    for number in numbers:
-        said = spoilt(SEED, number, folder / "conf" / str(number))
-        cases[f"seed {SEED}, tree {number}: {said}"] = ["--config-path", str(folder / "conf" / str(number)), "dry_run=true"]
-    return cases
 
 
 def test_a_fuzzed_command_line_is_accepted_or_refused_in_a_few_lines(tmp_path):
-    codes = held(command_lines(range(150)), tmp_path)
-    assert codes[2] > 100
-    assert codes[0] > 2
+    tally = tallies.command_lines(SEED, 40, tmp_path)
+    assert tally.failures == []
+    assert tally.codes[2] > 25
+    assert tally.codes[0] > 1
 
 
 def test_a_spoilt_tree_of_files_is_accepted_or_refused_in_a_few_lines(tmp_path):
-    codes = held(spoilt_trees(range(30), tmp_path), tmp_path)
-    assert min(codes[0], codes[2]) > 3
+    tally = tallies.trees(SEED, 15, tmp_path)
+    assert tally.failures == []
+    assert min(tally.codes[0], tally.codes[2]) > 1
 
 
 @pytest.mark.slow
-def test_2000_fuzzed_command_lines(tmp_path):
-    assert held(command_lines(range(2000)), tmp_path).total() == 2000
-
-
-@pytest.mark.slow
-def test_300_spoilt_trees_of_files(tmp_path):
-    assert held(spoilt_trees(range(300), tmp_path), tmp_path).total() == 300
-
-
-@pytest.mark.slow
-def test_50_refused_launches_of_real_processes(tmp_path):
-    lines = command_lines(range(200))
-    refused = {
-        name: words
-        for (name, words), outcome in zip(lines.items(), outcomes("launch", list(lines.values()), tmp_path), strict=True)
-        if outcome.code == 2 and can_be_typed(words)
-    }
-    chosen = dict(list(refused.items())[:50])
-    assert len(chosen) == 50
-    codes = counted(chosen, (real_launch(words, tmp_path) for words in chosen.values()))
-    assert codes == {2: 50}
+@pytest.mark.parametrize(("kind", "number"), [("command_lines", 2000), ("trees", 300), ("launches", 50)])
+def test_the_full_number(kind, number, tmp_path):
+    tally = getattr(tallies, kind)(SEED, number, tmp_path)
+    assert tally.failures == []
+    assert tally.codes.total() == number
 
 
 @pytest.mark.parametrize(

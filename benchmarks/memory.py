@@ -7,7 +7,8 @@ figure from a process of its own, on Linux. Training: the resident memory at the
 the evaluation and the checkpoint of the epoch before are done, and at the end; growth is the last figure over the
 first. Evaluation: how far the peak of one evaluation lies above what was resident before it, over splits of several
 sizes; what it grows with each utterance is the slope between the smallest and the largest, so that whatever the
-forward takes anyway cancels out; glibc gives memory back at once there, whose pools are larger than what is looked for. The last line is a JSON object; of several rounds it has the medians.
+forward takes anyway cancels out. Its processes have glibc give memory back at once: otherwise its pools hide what is looked for.
+The last line is a JSON object; of several rounds it has the medians.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Epochs:
     """A batch sampler whose epoch is begun by us alone, and whose length is what is left of it.
 
     Accelerate reaches the sampler's set_epoch in some wrappings, not in others, and gives a resumed loader's epoch 0
-    (accelerate 1.14, data_loader.py:594). 4.55's loop finds an epoch's last batches, which may be too few for the accumulation,
+    (accelerate 1.10.1, data_loader.py:594). 4.55's loop finds an epoch's last batches, which may be too few for the accumulation,
     by comparing the number of batches since it resumed with the number of them all (transformers 4.55, trainer.py:2533;
     optimum-habana 1.21.2, trainer.py:1018): the last optimizer step was lost.
     """

@@ -82,6 +82,7 @@ class Engine(ABC):
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(given.pop("logging_dir"))
         if topology.device == "cpu":
             _join_cpu_ranks(topology.backend or "gloo", float(given.get("ddp_timeout", 1800)))
+            _load_to_numbered_cpus()
         module, name = self.ARGUMENTS
         try:
             return getattr(importlib.import_module(module), name)(**given)
@@ -99,6 +100,18 @@ def _join_cpu_ranks(backend: str, timeout_seconds: float) -> None:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+
+
+@lru_cache
+def _load_to_numbered_cpus() -> None:
+    """Let torch.load put an optimizer's states where the engines ask for them to be put on several CPU ranks: "cpu:0".
+
+    Accelerate numbers a CPU like a device (state.py:838 of 1.10.1), the engines load by that name (transformers 4.55, trainer.py:3448;
+    optimum-habana 1.21.2, trainer.py:1615), and torch knows no such place: a run of several CPU ranks couldn't be resumed.
+    """
+    import torch.serialization
+
+    torch.serialization.register_package(11, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
 
 @lru_cache

@@ -35,7 +35,8 @@ def test_runs_that_are_stopped_at_each_of_their_steps():
 
 # ---- slow: launches of two ranks ----
 
-TWO = [*killing.SHORT, "topology=cpu2"]
+OF_RANKS = [*killing.SHORT, "model.layerdrop=0.0"]  # DDP waits for the gradients of layers that are dropped
+TWO = [*OF_RANKS, "topology=cpu2"]
 
 
 def read(path: Path):
@@ -94,8 +95,8 @@ def test_two_ranks_go_on_as_if_nothing_had_been(launch, never_stopped, tmp_path,
 @pytest.mark.slow
 def test_one_rank_goes_on_with_what_two_began(launch, tmp_path):
     assert stopped(tmp_path, asked_to_end) == 75
-    done = launch(tmp_path, *killing.SHORT, "topology=cpu", "topology.environment={}", "hydra.run.dir=run", "resume=auto")
+    done = launch(tmp_path, *OF_RANKS, "topology=cpu", "hydra.run.dir=run", "resume=auto")
     assert done.code == 0, done.err
-    assert "topology.world_size is None now, and was 2" in done.err or "ranks_per_node is 1 now, and was 2" in done.err
+    assert "topology.ranks_per_node is 1 now, and was 2" in done.err
     assert "is of 2 ranks, and 1 go on: steps count on, the batches of its epoch are dealt anew" in done.err
     assert read(tmp_path / "run" / "run.json")["status"] == "finished"

@@ -91,6 +91,8 @@ class ResumingMixin:
         self.resumed_step = 0
         self.train_epochs = Epochs([])
         self.steps_per_epoch = 1
+        self.saves_unasked = False
+        """This save is a preemption's, at a step at which the saving strategy asks for none."""
         self._best_saved: tuple[Any, ...] = (None, None, None)
         """Metric, step and place of the best checkpoint that is on the disk."""
         self._aside: Path | None = None
@@ -113,6 +115,7 @@ class ResumingMixin:
             "last_logged_step": self._globalstep_last_logged,  # type: ignore[attr-defined]
             "train_seconds": self.train_seconds,
             "ended": bool(self.control.should_training_stop),
+            "best_checkpoint": Path(self.state.best_model_checkpoint).name if self.state.best_model_checkpoint else None,
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
@@ -151,6 +154,8 @@ class ResumingMixin:
                 self._tried(checkpoints.begin, self.checkpoints)
             self.agreement.sums([0])  # the folder is there
             self._tried(super()._save_checkpoint, model, trial)  # type: ignore[misc]
+            if self.saves_unasked:  # a run that never stopped couldn't take it for its best
+                self.state.best_model_checkpoint = self._best_saved[2]
             self._tried(self._write_progress, written)
             failed = self._failed()
             if not failed:
@@ -295,15 +300,12 @@ class ResumingMixin:
 
     def _re_anchor_best(self) -> None:
         """Find the best checkpoint where it is now: a run directory may have been moved, and a checkpoint lost."""
-        if self.state.best_global_step is None and not self.state.best_model_checkpoint:
-            return  # none was looked for
-        name = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else Path(self.state.best_model_checkpoint).name
-        path = self.checkpoints / name
-        there = path.is_dir() and Checkpoint(path).problem() is None
-        if not there:
+        name = self._carried["best_checkpoint"] if self._carried else None
+        path = self.checkpoints / name if name else None
+        if path is not None and not (path.is_dir() and Checkpoint(path).problem() is None):
             log.warning("the best checkpoint so far, %s, is not there any more or damaged; the best is looked for anew", path)
-            self.state.best_metric = self.state.best_global_step = None
-        self.state.best_model_checkpoint = str(path) if there else None
+            path = self.state.best_metric = self.state.best_global_step = None
+        self.state.best_model_checkpoint = str(path) if path else None
         self._best_saved = self._best
 
 
@@ -345,8 +347,10 @@ def _step_end(trainer: Any) -> TrainerCallback:
                 epoch, step = divmod(state.global_step - 1, trainer.steps_per_epoch)
                 batches = min((step + 1) * args.gradient_accumulation_steps, self.batches_per_epoch)
                 state.epoch = epoch + batches / self.batches_per_epoch
+            asked = control.should_save
             for participant, total in zip(trainer.agreed, self._agreed(args.world_size) or (), strict=False):
                 participant.act(total)
+            trainer.saves_unasked = control.should_save and not asked
             ends = control.should_training_stop or state.global_step >= state.max_steps or state.global_step % trainer.steps_per_epoch == 0
             if ends and control.should_save:
                 control.should_save, self.saves_at_epoch_end = False, True
@@ -362,6 +366,7 @@ def _step_end(trainer: Any) -> TrainerCallback:
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.train_epochs.done = 0
+            trainer.saves_unasked = trainer.saves_unasked and not control.should_save
             control.should_save = control.should_save or self.saves_at_epoch_end
             self.saves_at_epoch_end = False
 

@@ -1,5 +1,6 @@
 """Small real things that several tests share: a corpus of digits, a launcher, and one finished run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from asr import engines
 
@@ -110,9 +112,16 @@ PLANTED = {"HF_TOKEN": "planted-hub-token-5e1f", "WANDB_API_KEY": "planted-track
 
 @pytest.fixture(scope="session")
 def finished(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'."""
-    cwd = tmp_path_factory.mktemp("finished run")
-    return launch(cwd, *FINISHED, "hydra.run.dir=a run", environment=PLANTED)
+    """One short run of the default experiment, launched as a user does; its directory is cwd/'a run'. All test processes share it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    kept, cwd = shared / "finished.json", shared / "finished run"
+    with FileLock(shared / "finished.lock"):
+        if not kept.exists():
+            cwd.mkdir()
+            done = launch(cwd, *FINISHED, "hydra.run.dir=a run", environment=PLANTED)
+            kept.write_text(json.dumps({"code": done.code, "out": done.out, "err": done.err}))
+        return Launched(**json.loads(kept.read_text()), cwd=cwd)
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,7 @@ def test_ctrl_c_stops_a_sweep(tmp_path, own_cache):
     assert not (tmp_path / "s" / "1").exists()
 
 
+@pytest.mark.slow  # tests/test_supervision.py kills a parent of ranks that cost less
 def test_a_worker_does_not_outlive_its_parent(tmp_path, own_cache):
     command = launch_command("-m", *TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "seed=1,2", "hydra.sweep.dir=s")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -221,33 +222,48 @@ def test_the_readme_s_sweep_of_four(launch, tmp_path):
 # --- bad input: one clear line, the right exit code, nothing left ------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.layerdop=0.1", "model.layerdop: there is no such key. Did you mean model.layerdrop?"),
-        ("trainer.args.learning_rate=fast", "trainer.args.learning_rate: 'fast' is not of type float."),
-        ("trainer.args.learning_rat=1", "Did you mean learning_rate?"),
-        ("trainer.args.per_device_train_batch_size=0", "trainer.args.per_device_train_batch_size: 0 is out of range"),
-        ("trainer.args.learning_rate=-1", "trainer.args.learning_rate: -1 is out of range"),
-        ("model=wav2vec2_bert_tny", "Did you mean wav2vec2_bert_tiny?"),
-        ("dataset.eval_split=tset", "dataset.eval_split: spoken_digits has no split 'tset'"),
-        ("model.name_or_path=nosuch/model", "model.name_or_path: 'nosuch/model' is neither a local folder"),
-        ("dataset=folder", "dataset.root: is missing; name the folder of the corpus."),
-        ("dataset=hub", "dataset.path: is missing; name a dataset on the hub"),
-        ("batching=bucket", "Did you mean buckets?"),
-        ("batching.max_shapes=0", "batching.max_shapes: 0 is out of range"),
-        ("trainer.args.group_by_length=true", "trainer.args.group_by_length: can't be true with static shapes"),
-        ("hydra.run.dir=/dev/null/x", "hydra.run.dir: /dev/null/x can't be written"),
-        ("hydra.run.dir=/proc/x", "hydra.run.dir: /proc/x can't be written"),
-    ],
-)
-def test_a_mistake_ends_in_2_at_once_and_leaves_nothing(launch, tmp_path, override, message):
+REFUSED = {
+    "model.layerdop=0.1": "model.layerdop: there is no such key. Did you mean model.layerdrop?",
+    "trainer.args.learning_rate=fast": "trainer.args.learning_rate: 'fast' is not of type float.",
+    "trainer.args.learning_rat=1": "Did you mean learning_rate?",
+    "trainer.args.per_device_train_batch_size=0": "trainer.args.per_device_train_batch_size: 0 is out of range",
+    "trainer.args.learning_rate=-1": "trainer.args.learning_rate: -1 is out of range",
+    "model=wav2vec2_bert_tny": "Did you mean wav2vec2_bert_tiny?",
+    "dataset.eval_split=tset": "dataset.eval_split: spoken_digits has no split 'tset'",
+    "model.name_or_path=nosuch/model": "model.name_or_path: 'nosuch/model' is neither a local folder",
+    "dataset=folder": "dataset.root: is missing; name the folder of the corpus.",
+    "dataset=hub": "dataset.path: is missing; name a dataset on the hub",
+    "batching=bucket": "Did you mean buckets?",
+    "batching.max_shapes=0": "batching.max_shapes: 0 is out of range",
+    "trainer.args.group_by_length=true": "trainer.args.group_by_length: can't be true with static shapes",
+    "hydra.run.dir=/dev/null/x": "hydra.run.dir: /dev/null/x can't be written",
+    "hydra.run.dir=/proc/x": "hydra.run.dir: /proc/x can't be written",
+}
+
+
+@pytest.mark.parametrize("override", list(REFUSED)[:2])
+def test_a_mistake_ends_in_2_at_once_and_leaves_nothing(launch, tmp_path, override):
     done = launch(tmp_path, override)
-    assert done.code == 2
-    assert message in done.err
-    assert done.err.startswith("error: ")
-    assert len(done.err.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    refused(done.code, done.err, tmp_path, REFUSED[override])
+
+
+@pytest.mark.parametrize("override", list(REFUSED)[2:])
+def test_so_do_others_without_a_process_for_each(tmp_path, monkeypatch, capsys, override):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr("sys.argv", launch_command(override)[1:])
+    import launch
+
+    code = launch.main()
+    refused(code, capsys.readouterr().err, tmp_path, REFUSED[override])
+
+
+def refused(code, err, folder, message):
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert list(folder.iterdir()) == []
 
 
 def test_flags_that_hydra_does_not_know_end_in_2(launch, tmp_path):
@@ -353,10 +369,10 @@ def test_a_directory_that_holds_a_run_is_refused(launch, run_dir):
 
 def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp_path):
     (tmp_path / "broken.py").write_text(
-        "def read(*a, **k):\n    raise RuntimeError('the sky fell')\nimport asr.audio\nasr.audio.read = read\n"
+        "def build(*a, **k):\n    raise RuntimeError('the sky fell')\nimport asr.manifest\nasr.manifest.build = build\n"
     )
     (tmp_path / "sitecustomize.py").write_text("import broken\n")
-    done = launch(tmp_path, *SHORT, "hydra.run.dir=r", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    done = launch(tmp_path, *TINY, "stages=[prepare]", "hydra.run.dir=r", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.code == 1
     record = read(tmp_path / "r" / "run.json")
     assert (record["status"], record["exit_code"], record["error"]) == ("failed", 1, "RuntimeError: the sky fell")

@@ -41,17 +41,26 @@ def kills(folder: Path, times: int, seed: int) -> dict[str, Any]:
     killing.import_libraries()
     config = killing.composed([*killing.SHORT, "resume=auto"])
     reference = folder / "reference"
-    code, seconds = killing.run(config, reference)
+    code, _ = killing.run(config, reference)
     assert code == 0, reference.with_suffix(".said").read_text(encoding="utf-8")
     expected = killing.results(reference)
-    code, seconds = killing.run(config, folder / "again")  # its data is cached now: what the others take
+    begun: list[float] = []
+
+    def saves(run_dir: Path) -> bool:
+        if not begun and (run_dir / "checkpoints").exists():
+            begun.append(time.monotonic())
+        return False
+
+    before = time.monotonic()
+    code, seconds = killing.run(config, folder / "again", until=lambda: saves(folder / "again"))  # its data is cached: as for the others
     assert code == 0 and not killing.differences(expected, killing.results(folder / "again")), "two runs of one configuration differ"
+    until_it_saves = begun[0] - before
     dice = random.Random(seed)
     equal, killed, resumed_at, problems = 0, 0, [], []
     for number in range(times):
         run_dir = folder / f"{number:03}"
-        moments = [dice.uniform(0, seconds)] if number % 4 else sorted(dice.uniform(0, seconds) for _ in range(2))  # some twice
-        for moment in moments:
+        moments = [dice.uniform(0.0 if number % 5 == 0 else until_it_saves, seconds) for _ in range(1 + (number % 4 == 0))]  # some twice
+        for moment in sorted(moments):
             at = time.monotonic() + moment
             code, _ = killing.run(config, run_dir, until=lambda at=at: time.monotonic() >= at)
             killed += code == 137

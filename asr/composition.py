@@ -355,7 +355,8 @@ def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
             "is nested too deep, or leads back to itself through an interpolation or a defaults list.", key=_first_key(overrides)
         ) from error
     except UNFORESEEN as error:
-        raise ConfigError(f"{_line(error)}.") from error
+        what = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "  # whose words alone say little
+        raise ConfigError(f"{what}{_line(error)}.") from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ def check(asked: composition.CommandLine) -> None:
 
     if not asked.jobs:
         return  # --cfg, --info and the like
-    jobs = [compose(overrides) for overrides in asked.jobs]
-    multirun = composition.ready_multirun(asked, jobs[0])
-    submitted = multirun and submission.is_submitted(jobs[0])
-    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else jobs[0]
+    first = compose(asked.jobs[0])
+    multirun = composition.ready_multirun(asked, first)
+    submitted = multirun and submission.is_submitted(first)
+    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    for composed in jobs:
+    for composed in chain([first], map(compose, asked.jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
         if described.rehearse:
             rehearsal.check(composition.to_container(composed))

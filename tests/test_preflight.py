@@ -92,6 +92,15 @@ def test_hydra_s_own_settings_are_refused_without_a_traceback(launcher, words, m
     assert "Traceback" not in said
 
 
+def test_what_is_wrong_with_every_job_is_said_at_the_first(launcher, monkeypatch, capsys):
+    composed_jobs = []
+    real = composition.compose
+    monkeypatch.setattr(composition, "compose", lambda *args, **options: composed_jobs.append(args) or real(*args, **options))
+    assert launcher("-m", "seed=range(0,500)", "trainer.args.learning_rate=-1") == 2
+    assert capsys.readouterr().err.startswith("error: trainer.args.learning_rate: -1 is out of range")
+    assert len(composed_jobs) == 1
+
+
 def test_a_mistake_of_ours_in_the_task_still_shows_where(launcher, monkeypatch, capsys):
     from asr import experiment
 

@@ -100,3 +100,22 @@ def test_one_rank_goes_on_with_what_two_began(launch, tmp_path):
     assert "topology.ranks_per_node is 1 now, and was 2" in done.err
     assert "is of 2 ranks, and 1 go on: steps count on, the batches of its epoch are dealt anew" in done.err
     assert read(tmp_path / "run" / "run.json")["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_its_jobs(launch, tmp_path):
+    sweep = ["-m", *killing.SHORT, "seed=1,2", "trainer.args.max_steps=2", "hydra.sweep.dir=s"]
+    sweep.remove("seed=7")
+    assert launch(tmp_path, *sweep).code == 0
+    first, second = tmp_path / "s" / "0", tmp_path / "s" / "1"
+    expected = killing.results(second)
+    record = read(second / "run.json")
+    (second / "run.json").write_text(json.dumps(record | {"status": "preempted", "exit_code": 75}))
+    for lost in ("metrics.json", "predictions.jsonl"):
+        (second / lost).unlink()
+    before = (first / "run.json").read_bytes()
+    done = launch(tmp_path, *sweep, "resume=auto")
+    assert done.code == 0, done.err
+    assert (first / "run.json").read_bytes() == before
+    assert killing.differences(expected, killing.results(second)) == []
+    assert [session["status"] for session in read(second / "run.json")["sessions"]] == ["preempted"]

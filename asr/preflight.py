@@ -34,6 +34,10 @@ def check(asked: composition.CommandLine) -> None:
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     for composed in chain([first], map(compose, asked.jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
+        if described.topology.started_on_each_node and not multirun and not described.rehearse:
+            composition.check_names_one_folder(composed, key)
+        if submitted or described.rehearse or described.node == 0:
+            _check_folder(composed, described, key, multirun=multirun)
         if described.rehearse:
             rehearsal.check(composition.to_container(composed))
             described.check_reachable()
@@ -47,10 +51,6 @@ def check(asked: composition.CommandLine) -> None:
             submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
         elif not described.dry_run and not described.rehearse:
             described.check_host()
-        if described.topology.started_on_each_node and not multirun and not described.rehearse:
-            composition.check_names_one_folder(composed, key)
-        if submitted or described.rehearse or described.node == 0:
-            _check_folder(composed, described, key, multirun=multirun)
     if submitted:
         submission.prepare_environment()
 

@@ -13,7 +13,7 @@ from conftest import EVERY_ENGINE
 from safetensors.torch import load_file
 from test_trainer import built
 
-from asr import bad_numbers
+from asr import audio, bad_numbers
 from asr.bad_numbers import BadNumbers, Step
 from asr.batching import FILLER
 from asr.errors import TrainingError
@@ -28,8 +28,9 @@ SHORT = [
 
 
 @pytest.fixture
-def poison(tmp_path):
-    """Return a function that gives one utterance a wav of samples that are finite, and whose sum isn't."""
+def poison(tmp_path, monkeypatch):
+    """Return a function that gives one utterance a wav of samples that are finite, and whose sum isn't; audio would refuse it."""
+    monkeypatch.setattr(audio, "LOUDEST", math.inf)
     path = tmp_path / "loud.wav"
     soundfile.write(path, (np.random.default_rng(0).uniform(-1, 1, 16000) * 1e38).astype(np.float32), 16000, subtype="FLOAT")
     return lambda rows: (*rows[:5], *(replace(u, audio=path, seconds=1.0, start_seconds=None) for u in rows[5:6]), *rows[6:])

@@ -37,6 +37,12 @@ def waits() -> End:
     return End(1, "nobody asked it to stop")
 
 
+def wait_for_all(rank: Rank) -> None:
+    """A launcher kills guards that haven't begun to listen, and they leave no record."""
+    while len(read_records(Path(sys.argv[1]))) < rank.world_size:
+        time.sleep(0.05)
+
+
 def finishes(here: bool, rank: Rank) -> End:
     print(f"hello from {rank.number} of {rank.world_size}", flush=True)
     return End()
@@ -45,8 +51,7 @@ def finishes(here: bool, rank: Rank) -> End:
 def says_75(here: bool, rank: Rank) -> End:
     if not here:
         return waits()
-    while len(read_records(Path(sys.argv[1]))) < rank.world_size:
-        time.sleep(0.05)  # a launcher kills guards that haven't begun to listen, and they leave no record
+    wait_for_all(rank)
     print("a word before the end", flush=True)
     return End(75, "preempted")
 
@@ -59,6 +64,7 @@ def says_3(here: bool, rank: Rank) -> End:
 def kills_itself(here: bool, rank: Rank) -> End:
     if here:
         print("a word before the end", flush=True)
+        wait_for_all(rank)
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
     return waits()
@@ -69,17 +75,21 @@ def is_deaf(here: bool, rank: Rank) -> End:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_STOP)
     if here:
+        wait_for_all(rank)
         return End(3, "bad data")
     return waits()
 
 
 def complains_at_length(here: bool, rank: Rank) -> End:
+    if here:
+        wait_for_all(rank)
     return End(1, "word " * 50_000) if here else waits()
 
 
 def exits_with_2(here: bool, rank: Rank) -> End:
     """As a library in C may do: no ConfigError of ours."""
     if here:
+        wait_for_all(rank)
         os._exit(2)
     return waits()
 

@@ -51,7 +51,7 @@ def test_the_whole_hpu_path_of_an_experiment_for_eight_gaudis(rehearse, capsys):
     assert [shape[1] for shape in verdict["input_shapes"]["train"]] == sorted(shape[0] for shape in verdict["planned_train_shapes"])
     assert verdict["host_syncs_per_step"] == 0, verdict["host_syncs"]
     assert 0 < verdict["padding_efficiency"] <= 1
-    assert len(verdict["losses"]) == 2 * verdict["steps"]
+    assert len(verdict["losses"]) == 2 * verdict["steps"] - 1  # the last step is of one batch, and resuming doesn't lose it
     assert verdict["resumed"]["largest_weight_difference"] == 0
     assert verdict["resumed"]["steps"] > 0
     assert set(verdict["ran"]) == {"training", "saving", "evaluation", "resuming"}

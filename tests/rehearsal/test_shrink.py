@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, composed
 from test_ctc import large_checkpoint
 
-from asr import compatibility
+from asr import compatibility, vocabulary
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal.shrink import shrink
@@ -201,11 +201,12 @@ def test_a_tokenizer_has_the_checkpoint_s_revision_or_none(tmp_path, monkeypatch
     folder = trained(large_checkpoint(tmp_path / "ctc", "wav2vec2"), tmp_path)
     seen = []
 
-    def spied(name, **where):
-        seen.append((name, where["revision"]))
-        return SimpleNamespace(pad_token_id=0)
+    def spied(name, *, key, revision=None, **where):
+        seen.append((name, revision))
+        return tmp_path
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", spied)
+    monkeypatch.setattr(vocabulary, "tokenizer_folder", spied)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: SimpleNamespace(pad_token_id=0))
     named = ["model=wav2vec2_base", f"model.name_or_path='{folder}'", "model.revision=v2"]
     for given in ([], ["vocabulary.tokenizer_name_or_path=another/one"]):
         Pipeline.of(shrunk(*named, *given).config).tokenizer(tmp_path)

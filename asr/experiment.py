@@ -11,22 +11,20 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import (
     checkpoints,
-    config,
     early_stopping,
     engines,
     failures,
-    fitting,
     freezing,
     manifest,
     metrics,
     nodes,
     permissions,
+    preparing,
     runs,
     sessions,
     stops,
@@ -34,7 +32,6 @@ from asr import (
     supervision,
     topology,
     trainer,
-    vocabulary,
 )
 from asr.collate import CTCCollator, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
@@ -47,7 +44,7 @@ from asr.spec_augment import takes_masks
 from asr.stops import End, Terminated, ended_by
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +107,7 @@ def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[
         if "dataset" in run.record:
             log.info("data: as the run's first session prepared it")
         else:
-            prepare(pipeline, run)
+            preparing.prepare(pipeline, run)
         if not pipeline.works:
             return End()
         _find_checkpoint(run)
@@ -193,7 +190,8 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
     elif end.exit_code:
         log.error("error: %s", end.error)
     others_read_it = run.record["topology"]["num_nodes"] > 1 or submission.in_job()
-    if end.exit_code == ConfigError.exit_code and not run.has_weights and not others_read_it:
+    is_new = not run.has_weights and not run.record["sessions"]
+    if end.exit_code == ConfigError.exit_code and is_new and not others_read_it:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
     elif not _record(run, end):
         return end.exit_code or 1
@@ -220,67 +218,6 @@ def explained(story: Callable[[], End], run_dir: Path) -> End:
     except (Exception, SystemExit) as unexpected:  # a library that gives up
         log.error("unexpected failure; please report it with %s\n%s", run_dir / runs.LOG_FILE, traceback.format_exc())
         return End(1, f"{type(unexpected).__name__}: {unexpected}")
-
-
-def prepare(pipeline: Pipeline, run: Run) -> None:
-    """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is."""
-    run.save(trust_remote_code=pipeline.model.trust_remote_code)  # a tokenizer's code runs here already
-    pipeline.augment.check_files()
-    source, rules = pipeline.dataset, pipeline.text
-    limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
-    with config.under("dataset"):
-        tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
-    transcripts = {role: [rules(u.text) for u in table.utterances] for role, table in tables.items()}
-    labels = _labels(pipeline, run, transcripts)
-    described = {}
-    for role, table in tables.items():
-        reasons = fitting.unfit([u.seconds or 0.0 for u in table.utterances], labels[role], _bounds(pipeline, role))
-        kept = table.without(reasons)
-        manifest.check_not_empty(kept, source)
-        rows = labels[role].select([i for i in range(len(labels[role])) if i not in reasons]) if reasons else labels[role]
-        kept.save(_manifest_path(run, role))
-        rows.save(_labels_path(run, role))
-        described[role] = {"split": table.split, **kept.describe(), "labels": manifest.spread(rows.lengths.tolist())}
-        log.info("%s (%s): %d utterances, %.2f h", role, table.split, len(kept.utterances), kept.hours)
-        for reason, count in kept.reasons.items():
-            log.warning("%s (%s): %d left out: %s", role, table.split, count, reason)
-    run.save(
-        dataset={"name": source.name, "fingerprint": source.fingerprint(), "splits": described},
-        text={"rules": asdict(rules), "scoring": "references and hypotheses are normalised by these rules"},
-    )
-
-
-def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str]]) -> dict[str, Labels]:
-    """Return the label ids of every split, tokenised here and nowhere else; write and record the vocabulary."""
-    every = [transcript for rows in transcripts.values() for transcript in rows]
-    if pipeline.builds_vocabulary:
-        built = pipeline.vocabulary.build(every)
-        runs.write_json(run.path / vocabulary.VOCABULARY_FILE, built)
-        run.save(vocabulary={"built_from": sorted(transcripts), "size": len(built)})
-        return {role: Labels.of(pipeline.vocabulary.labels(built, rows)) for role, rows in transcripts.items()}
-    tokenizer = pipeline.tokenizer(run.path)
-    if pipeline.vocabulary.phoneme_language and not hasattr(tokenizer, "phonemize"):
-        raise ConfigError(f"{type(tokenizer).__name__} makes no phonemes; leave it null.", key="vocabulary.phoneme_language")
-    _report_unknown(tokenizer, every, run)
-    return {role: Labels.of(pipeline.vocabulary.encode(tokenizer, row) for row in rows) for role, rows in transcripts.items()}
-
-
-def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
-    """Return what an utterance must fit into.
-
-    More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
-    what can't be recognised would flatter the error rate.
-    """
-    bounds = fitting.Bounds(shape_seconds=pipeline.batching.most_seconds, shape_labels=pipeline.batching.most_labels)
-    if role != "train":
-        return bounds
-    length, count = pipeline.model.input_length(), pipeline.model.frame_count()
-    return replace(
-        bounds,
-        frames=lambda seconds: count([length(s) for s in seconds]),
-        fastest=pipeline.augment.shortest_stretch,
-        slowest=pipeline.augment.longest_stretch,
-    )
 
 
 def work(run: Run, rank: Rank | None = None) -> None:
@@ -318,7 +255,7 @@ def _list_undecodable(speech_trainer: Any, run: Run) -> None:
     for role, seen in speech_trainer.forwarded.items():
         known = speech_trainer.undecodable.known[role] | seen.bad
         if known:
-            manifest.write_undecodable(_manifest_path(run, role), known)
+            manifest.write_undecodable(preparing.manifest_path(run, role), known)
 
 
 def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
@@ -329,7 +266,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     transformers.utils.logging.disable_default_handler()
     transformers.set_seed(pipeline.seed)
     engines.engine(pipeline.trainer.engine).prepare()  # before any model class is imported: on a Gaudi some are replaced
-    tables = {role: manifest.Manifest.load(_manifest_path(run, role), split) for role, split in pipeline.splits.items()}
+    tables = {role: manifest.Manifest.load(preparing.manifest_path(run, role), split) for role, split in pipeline.splits.items()}
     references = {role: [pipeline.text(u.text) for u in table.utterances] for role, table in tables.items()}
     tokenizer = pipeline.tokenizer(run.path)
     model = pipeline.model.load(tokenizer, new_head=pipeline.builds_vocabulary)
@@ -338,7 +275,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     datasets = {
         role: UtteranceDataset(
             table.utterances,
-            Labels.load(_labels_path(run, role)),
+            Labels.load(preparing.labels_path(run, role)),
             extractor,
             on_bad=pipeline.dataset.on_bad,
             max_bad_fraction=pipeline.dataset.max_bad_fraction,
@@ -473,20 +410,3 @@ def _log_forwarded(measured: Mapping[str, Any]) -> None:
                 100 * measured[f"{phase}_padding_efficiency"],
                 measured[f"{phase}_audio_seconds_per_second"],
             )
-
-
-def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:
-    """Say which characters of the transcripts a given tokenizer can't spell, with counts; record them."""
-    unknown = vocabulary.unknown_characters(tokenizer, transcripts)
-    if unknown:
-        listed = ", ".join(f"{c!r} {n} times" for c, n in unknown.items())
-        log.warning("the tokenizer lacks %d characters of the transcripts: %s; see text.case and text.remove", len(unknown), listed)
-    run.save(vocabulary={"given": True, "size": len(tokenizer), "unknown_characters": unknown})
-
-
-def _manifest_path(run: Run, role: str) -> Path:
-    return run.path / "manifest" / f"{role}.jsonl"
-
-
-def _labels_path(run: Run, role: str) -> Path:
-    return run.path / "manifest" / f"{role}.labels.npz"

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from asr import composition, experiment
+from asr import composition, experiment, preparing
 from asr.pipeline import Pipeline
 from asr.runs import Run
 
@@ -26,7 +26,7 @@ def built(folder: Path, corpus: Path, *overrides: str) -> Any:
     pipeline = Pipeline.of(container)
     os.environ["ASR_CACHE"] = str(folder.parent / "cache")
     run = Run.create(folder, container, command=[], overrides=asked)
-    experiment.prepare(pipeline, run)
+    preparing.prepare(pipeline, run)
     pipeline.topology.apply_environment()
     trainer, _ = experiment.build(pipeline, run)
 

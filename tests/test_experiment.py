@@ -14,7 +14,7 @@ import torch
 from conftest import TINY, composed
 from safetensors.torch import load_file
 
-from asr import experiment, stops
+from asr import experiment, preparing, stops
 from asr.errors import ConfigError, DataError
 from asr.freezing import trained_parameters
 from asr.labels import Labels
@@ -114,6 +114,12 @@ def test_a_configuration_error_after_training_loses_nothing(run, weights):
     assert Run.load(run.path).record["exit_code"] == 2
 
 
+def test_a_configuration_error_of_a_later_session_loses_nothing(run):
+    run.save(sessions=[{"status": "preempted"}])
+    assert experiment.guarded(run, raising(ConfigError("is wrong.", key="mine"))) == 2
+    assert Run.load(run.path).record["exit_code"] == 2
+
+
 def test_a_run_whose_folder_is_gone_still_ends_with_its_own_code(run):
     def interrupted():
         shutil.rmtree(run.path)
@@ -139,7 +145,7 @@ def test_what_a_child_has_recorded_stays(run):
 
 
 def test_preparing_writes_manifests_and_vocabulary(run):
-    experiment.prepare(Pipeline.of(run.config), run)
+    preparing.prepare(Pipeline.of(run.config), run)
     assert len((run.path / "manifest" / "train.jsonl").read_text().splitlines()) == 24
     built = json.loads((run.path / "vocab.json").read_text())
     assert list(built)[:4] == ["[PAD]", "[UNK]", "|", "e"]
@@ -161,7 +167,7 @@ def test_an_early_stop_and_a_mean_of_checkpoints_are_in_what_a_run_leaves(tmp_pa
     asked = [*TINY, *saving, *stopping, "trainer.average_checkpoints=2", "trainer.args.max_steps=4"]
     run = Run.create(tmp_path / "r", composed(*asked), command=[], overrides=[])
     configure_logging(run.path)
-    experiment.prepare(Pipeline.of(run.config), run)
+    preparing.prepare(Pipeline.of(run.config), run)
     experiment.work(run)
     assert json.loads((run.path / "metrics.json").read_text())["stopped_early_at_step"] == 2
     assert Run.load(run.path).record["averaged_checkpoints"] == ["checkpoint-1", "checkpoint-2"]
@@ -173,14 +179,14 @@ def test_an_early_stop_and_a_mean_of_checkpoints_are_in_what_a_run_leaves(tmp_pa
 
 
 def test_limits_apply_to_each_split(run):
-    experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_train_samples=5", "dataset.max_eval_samples=2")), run)
+    preparing.prepare(Pipeline.of(composed(*TINY, "dataset.max_train_samples=5", "dataset.max_eval_samples=2")), run)
     splits = Run.load(run.path).record["dataset"]["splits"]
     assert (splits["train"]["utterances"], splits["eval"]["utterances"]) == (5, 2)
 
 
 def test_an_empty_dataset_after_filtering_is_bad_data(run):
     with pytest.raises(DataError, match=r"no utterance is left \(24 longer than max_duration_in_seconds"):
-        experiment.prepare(Pipeline.of(composed(*TINY, "dataset.max_duration_in_seconds=0.01")), run)
+        preparing.prepare(Pipeline.of(composed(*TINY, "dataset.max_duration_in_seconds=0.01")), run)
 
 
 @dataclass(kw_only=True)
@@ -200,7 +206,7 @@ def prepared(run, tmp_path, transcripts, *overrides, **options):
         soundfile.write(tmp_path / f"{i}.wav", np.zeros(16000), 16000)
         rows.append(Utterance(f"u{i}", tmp_path / f"{i}.wav", transcript))
     pipeline = replace(Pipeline.of(composed(*TINY, *overrides)), dataset=Rows(rows=rows, eval_split="dev", **options))
-    experiment.prepare(pipeline, run)
+    preparing.prepare(pipeline, run)
     return Run.load(run.path).record["dataset"]["splits"]
 
 
@@ -230,7 +236,7 @@ def test_what_gets_no_gradient_is_frozen_before_the_trainer_counts(run):
     """A Conformer of transformers has a pos_conv_embed that its forward doesn't use."""
     conformer = ["model=wav2vec2_tiny", "model.architecture.model_type=wav2vec2-conformer", "~model.architecture.do_stable_layer_norm"]
     pipeline = Pipeline.of(composed(*TINY, *conformer))
-    experiment.prepare(pipeline, run)
+    preparing.prepare(pipeline, run)
     made, _ = experiment.build(pipeline, run)
     frozen = {name: p.numel() for name, p in made.model.named_parameters() if not p.requires_grad}
     assert [name.partition("pos_conv_embed.conv.")[2] for name in frozen] == [
@@ -244,7 +250,7 @@ def test_what_gets_no_gradient_is_frozen_before_the_trainer_counts(run):
 
 def test_labels_are_those_of_the_tokenizer(run):
     pipeline = Pipeline.of(run.config)
-    experiment.prepare(pipeline, run)
+    preparing.prepare(pipeline, run)
     tokenizer = pipeline.tokenizer(run.path)
     table = Manifest.load(run.path / "manifest" / "train.jsonl", "train")
     labels = Labels.load(run.path / "manifest" / "train.labels.npz")
@@ -259,11 +265,11 @@ def test_static_shapes_refuse_what_contradicts_them():
 
 def test_a_source_s_configuration_error_names_the_whole_key(run, tmp_path):
     with pytest.raises(ConfigError, match=r"^dataset\.root: there is no folder"):
-        experiment.prepare(Pipeline.of(composed("dataset=folder", f"dataset.root={tmp_path}/none")), run)
+        preparing.prepare(Pipeline.of(composed("dataset=folder", f"dataset.root={tmp_path}/none")), run)
 
 
 def test_the_same_split_twice_is_described_twice(run):
-    experiment.prepare(Pipeline.of(composed(*TINY, "dataset.eval_split=train", "dataset.max_eval_samples=3")), run)
+    preparing.prepare(Pipeline.of(composed(*TINY, "dataset.eval_split=train", "dataset.max_eval_samples=3")), run)
     splits = Run.load(run.path).record["dataset"]["splits"]
     assert [(role, split["split"], split["utterances"]) for role, split in splits.items()] == [("train", "train", 24), ("eval", "train", 3)]
 
@@ -273,14 +279,14 @@ def test_phonemes_need_a_tokenizer_that_makes_them(run, run_dir):
         Pipeline.of(composed(*TINY, "vocabulary.phoneme_language=en-us")).check_reachable()
     given = composed(*TINY, "vocabulary.phoneme_language=en-us", f"vocabulary.tokenizer_name_or_path='{run_dir}/model'")
     with pytest.raises(ConfigError, match=r"^vocabulary\.phoneme_language: Wav2Vec2CTCTokenizer makes no phonemes"):
-        experiment.prepare(Pipeline.of(given), run)
+        preparing.prepare(Pipeline.of(given), run)
 
 
 def test_a_broken_noise_file_is_found_before_training(run, tmp_path):
     soundfile.write(tmp_path / "good.wav", np.zeros(1600), 16000)
     (tmp_path / "broken.wav").write_text("not audio")
     with pytest.raises(DataError, match=r"broken\.wav can't be read as audio"):
-        experiment.prepare(Pipeline.of(composed(*TINY, f"augment.noise_folder='{tmp_path}'")), run)
+        preparing.prepare(Pipeline.of(composed(*TINY, f"augment.noise_folder='{tmp_path}'")), run)
 
 
 def test_evaluating_needs_a_ctc_head_and_its_vocabulary(run_dir, tmp_path):

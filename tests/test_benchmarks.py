@@ -66,6 +66,7 @@ def test_a_corpus_is_made_once_and_the_same_again(corpus, tmp_path):
     assert sum(len(row["text"]) for row in rows) == pytest.approx(14 * np.sum([row["duration"] for row in rows]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_training_is_to_the_digit_what_transformers_own_pieces_give(ran):
     figures = ran("parity", "--steps", "4", "--batch-size", "2")
     assert figures["steps"] == 4
@@ -88,6 +89,7 @@ def test_parity_would_show_another_learning_rate(ran, monkeypatch):
     assert ran("parity", "--steps", "4", "--batch-size", "2")["max_relative_difference"] > 1e-5
 
 
+@pytest.mark.slow
 def test_the_loader_s_benchmark_runs(ran):
     figures = ran("loader", "--utterances", "8", "--batch-size", "4", "--rounds", "1")
     assert figures["ratio"] > 0

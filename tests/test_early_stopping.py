@@ -38,6 +38,7 @@ def same(ours, theirs):
     return all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
+@pytest.mark.slow
 def test_patience_lasts_over_a_resume(tmp_path):
     whole = trained(tmp_path, "trainer.early_stopping_patience=2")
     assert (whole.state.global_step, early_stopping.stopped_at(whole)) == (6, 6)
@@ -58,6 +59,7 @@ def test_an_end_that_was_planned_is_not_early(tmp_path):
     assert early_stopping.stopped_at(trained(tmp_path / "without", "trainer.args.save_strategy=no", steps=2)) is None
 
 
+@pytest.mark.slow
 def test_the_best_weights_come_back_also_after_the_run_has_moved(tmp_path):
     """The wer is lowest at step 2; transformers alone would take a greater one for better."""
     best = "trainer.args.load_best_model_at_end=true"

@@ -17,6 +17,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env, timeout=200)
 
 
+@pytest.mark.slow
 @pytest.mark.optimum_habana
 def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
     """A path with a shell and nothing else: optimum-habana asks `pip list` for its plugin's version."""

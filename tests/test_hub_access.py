@@ -187,6 +187,7 @@ def rows(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_read_once_is_read_again_when_the_hub_is_silent(rows, tmp_path):
     with fake.serving(rows, kind="datasets") as good:
         done, _ = python(DATASET, of_hub(good.url, tmp_path))

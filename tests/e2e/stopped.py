@@ -149,6 +149,7 @@ def room(pid: int, size: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_can_t_be_written_does_not_end_the_training(config, never_stopped, tmp_path):
     run_dir = tmp_path / "run"
 

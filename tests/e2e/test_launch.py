@@ -100,6 +100,7 @@ def test_the_end_shows_a_short_table_and_progress_before_it(finished):
     assert "Traceback" not in finished.err
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_numbers(launch, finished, run_dir, tmp_path):
     again = launch(tmp_path, *FINISHED, "hydra.run.dir=again")
     assert again.code == 0, again.err
@@ -303,6 +304,7 @@ def test_an_unreadable_file_ends_in_3_and_is_named(launch, digits, tmp_path):
     assert read(tmp_path / "r" / "run.json")["exit_code"] == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_goes_bad_after_its_header_ends_in_3(launch, digits, tmp_path):
     """The header is whole, the samples are NaN: met when it is decoded, in the middle of training."""
     import shutil

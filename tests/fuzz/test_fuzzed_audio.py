@@ -8,7 +8,7 @@ SEED = 6
 
 
 def test_a_spoilt_file_is_decoded_or_reported(tmp_path):
-    tally = sounds(SEED, 60, tmp_path)
+    tally = sounds(SEED, 40, tmp_path)
     assert tally.failures == []
     assert min(tally.codes["decoded"], tally.codes["reported"]) > 10  # else it isn't the files that are tried
 

@@ -297,6 +297,7 @@ def test_audio_files_of_their_own_are_for_the_folder_source(tmp_path):
         list(hub(tmp_path / "files", tmp_path).utterances("train"))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path):
     """120 MB of audio go by without being read: the peak grows by the 10 MB or so that datasets needs itself."""
     import datasets

@@ -10,14 +10,14 @@ SEED = 6
 def test_a_fuzzed_command_line_is_accepted_or_refused_in_a_few_lines(tmp_path):
     tally = tallies.command_lines(SEED, 25, tmp_path)
     assert tally.failures == []
-    assert tally.codes[2] > 25
+    assert tally.codes[2] > 15
     assert tally.codes[0] > 1
 
 
 def test_a_spoilt_tree_of_files_is_accepted_or_refused_in_a_few_lines(tmp_path):
     tally = tallies.trees(SEED, 10, tmp_path)
     assert tally.failures == []
-    assert min(tally.codes[0], tally.codes[2]) > 1
+    assert min(tally.codes[0], tally.codes[2]) >= 1
 
 
 @pytest.mark.slow

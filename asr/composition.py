@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
@@ -106,8 +106,12 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
-class CheckedFiles(FileConfigSource):
-    """Hydra's reader of YAML files, which names the file that is wrong, and reads none that grows when it is read."""
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of YAML files, which names the file that is wrong, and reads none that grows when it is read.
+
+    It goes by Hydra's name for it: a submitted job is handed ours before it registers Hydra's own, which is passed over where one of
+    the same name is there, and refused otherwise (hydra 1.3, _internal/sources_registry.py).
+    """
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
@@ -168,7 +172,7 @@ class SchemaSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(SchemaSource)
 Plugins.instance().register(SchemaSearchPath)
-SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles  # `register` would keep the one that is there
+SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource  # `register` would keep the one that is there
 
 
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:

@@ -189,6 +189,17 @@ def test_several_servers_take_slurm_s_word(monkeypatch, slurm):
     assert (where.node, where.meeting_host()) == (1, "127.0.0.2")
 
 
+def test_a_job_takes_over_hydra_s_state():
+    """submitit hands it to a process that hasn't imported it yet: what is registered in ours must not be refused there."""
+    kept = "import sys, cloudpickle, asr.composition; from hydra.core.singleton import Singleton; "
+    kept += "sys.stdout.buffer.write(cloudpickle.dumps(Singleton.get_state()))"
+    state = subprocess.run([sys.executable, "-c", kept], cwd=ROOT, capture_output=True, check=True).stdout
+    taken = "import sys, cloudpickle; from hydra.core.singleton import Singleton; Singleton.set_state(cloudpickle.load(sys.stdin.buffer)); "
+    taken += "from hydra._internal.sources_registry import SourcesRegistry; print(SourcesRegistry.instance().resolve('file').__module__)"
+    done = subprocess.run([sys.executable, "-c", taken], cwd=ROOT, input=state, capture_output=True)
+    assert done.stdout.decode().strip() == "asr.composition", done.stderr.decode()[-500:]
+
+
 def test_a_job_s_error_survives_pickling():
     error = pickle.loads(pickle.dumps(JobError("s/0", 3, "a.log")))
     assert (error.exit_code, str(error)) == (3, "the job in s/0 ended with exit code 3; its log is a.log")

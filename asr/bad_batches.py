@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.batching import FILLER, Slot
-from asr.collate import BATCH_FACTS, BatchFacts, CTCCollator, UtteranceDataset
+from asr.collate import BATCH_FACTS, BatchFacts, Collator, UtteranceDataset
 from asr.planning import Shape
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Watched:
         """Return the ids of its rows that count."""
         return tuple(dataset.utterances[row].id for row in self.facts.rows if row != FILLER)
 
-    def again(self, dataset: UtteranceDataset, collate: CTCCollator) -> dict[str, Any]:
+    def again(self, dataset: UtteranceDataset, collate: Collator) -> dict[str, Any]:
         """Return the batch as the loader made it, but for its facts: rows depend on nothing but their slots."""
         slots = [Slot(row, self.shape, self.facts.epoch, self.facts.rows_per_rank) for row in self.facts.rows]
         return {name: value for name, value in collate([dataset[slot] for slot in slots]).items() if name != BATCH_FACTS}
@@ -46,7 +46,7 @@ def num_kept(folder: Path) -> int:
     return len(list(folder.glob("*.json")))
 
 
-def save(watched: Watched, path: Path, dataset: UtteranceDataset, collate: CTCCollator, numbers: Mapping[str, Any]) -> None:
+def save(watched: Watched, path: Path, dataset: UtteranceDataset, collate: Collator, numbers: Mapping[str, Any]) -> None:
     """Write a batch to `path`, and beside it its utterances and `numbers`; raise what reading audio and writing files raise."""
     from safetensors.torch import save_file
 

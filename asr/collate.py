@@ -142,7 +142,7 @@ class UtteranceDataset:
 
 
 @dataclass(frozen=True)
-class CTCCollator:
+class Collator:
     """Pads rows on the right to their planned shape: inputs with the extractor's padding value, labels with -100.
 
     Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int32
@@ -161,18 +161,18 @@ class CTCCollator:
     """Frames that `spec_augment` masks: those before any adapter."""
 
     @classmethod
-    def for_extractor(cls, feature_extractor: Any) -> CTCCollator:
+    def for_extractor(cls, feature_extractor: Any) -> Collator:
         name = feature_extractor.model_input_names[0]
         width = feature_extractor.num_mel_bins * feature_extractor.stride if name == "input_features" else None
         # group-normed models (wav2vec2-base) were pretrained without a mask; their extractor says so
         return cls(name, float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask), width)
 
-    def with_masks_for(self, model: PreTrainedModel, seed: int) -> CTCCollator:
+    def with_masks_for(self, model: PreTrainedModel, seed: int) -> Collator:
         """Return the same collator with the masks that the model's config asks for, if any."""
         frames = FrameCount.of(model.config.to_dict(), with_adapter=False)
         return replace(self, spec_augment=SpecAugment.for_model(model, seed), mask_frames=frames)
 
-    def for_evaluation(self) -> CTCCollator:
+    def for_evaluation(self) -> Collator:
         """Return the same collator without masks of SpecAugment."""
         return replace(self, spec_augment=None)
 

@@ -33,7 +33,7 @@ from asr import (
     topology,
     trainer,
 )
-from asr.collate import CTCCollator, UtteranceDataset
+from asr.collate import Collator, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
@@ -287,7 +287,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
-    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
+    collator = Collator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
     model = takes_masks(model)
     if "train" in datasets:
         freezing.freeze_unused(model, collator.example(extractor))

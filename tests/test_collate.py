@@ -10,7 +10,7 @@ import torch
 
 from asr.augment import Augmentation
 from asr.batching import FILLER, Slot
-from asr.collate import CTCCollator, UtteranceDataset
+from asr.collate import Collator, UtteranceDataset
 from asr.errors import DataError
 from asr.frames import FrameCount
 from asr.labels import Labels
@@ -45,7 +45,7 @@ def slots(shape, *rows, epoch=0):
 
 
 def test_a_batch_has_its_planned_shape_whatever_is_in_it(utterances, extractor):
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     for rows in ((0, 1, 2), (2, FILLER, FILLER), (1, 0, FILLER)):
         batch = collate([data[slot] for slot in slots(Shape(16320, 6, 3), *rows)])
         shapes = {key: tuple(value.shape) for key, value in batch.items() if key != "facts"}
@@ -59,7 +59,7 @@ def test_a_batch_has_its_planned_shape_whatever_is_in_it(utterances, extractor):
 
 
 def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extractor):
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     batch = collate([data[slot] for slot in slots(Shape(20000, 5, 3), 0, 1, 2)])
     waves = [soundfile.read(u.audio, dtype="float32")[0] for u in utterances]
     theirs = extractor(waves, sampling_rate=16000, padding="max_length", max_length=20000, return_tensors="pt")
@@ -72,7 +72,7 @@ def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extracto
 
 
 def test_a_mask_that_a_worker_leaves_out_is_made_again_on_arrival(utterances, extractor):
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     sent = collate([data[slot] for slot in slots(Shape(20000, 5, 3), 1, 2, FILLER)])
     handed = pickle.dumps(sent)
     assert len(handed) < sent["input_values"].nbytes + 5000
@@ -87,7 +87,7 @@ def test_a_mask_that_a_worker_leaves_out_is_made_again_on_arrival(utterances, ex
 
 def test_a_filler_is_attended_to_and_has_no_labels(utterances, extractor):
     """Attention over nothing is NaN in some kernels; the trainer leaves a filler out of the loss instead."""
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     batch = collate([data[slot] for slot in slots(Shape(16000, 3, 2), 0, FILLER)])
     assert batch["attention_mask"].sum(-1).tolist() == [8000, 16000]
     assert not batch["input_values"][1].any()
@@ -99,7 +99,7 @@ def test_a_filler_is_attended_to_and_has_no_labels(utterances, extractor):
 
 
 def test_without_a_plan_the_longest_row_decides(utterances, extractor):
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     batch = collate([data[slot] for slot in slots(None, 0, 1)])
     assert batch["input_values"].shape == (2, 12000)
     assert batch["labels"].shape == (2, 2)
@@ -108,7 +108,7 @@ def test_without_a_plan_the_longest_row_decides(utterances, extractor):
 @pytest.mark.parametrize("shape", [None, Shape(16000, 3, 2)])
 def test_a_row_that_can_t_be_decoded_is_a_filler_of_the_same_shape(utterances, extractor, shape):
     bad = [replace(utterances[2], audio=utterances[2].audio.with_name("gone.wav")), utterances[0]]
-    collate = CTCCollator.for_extractor(extractor)
+    collate = Collator.for_extractor(extractor)
     data = UtteranceDataset(bad, Labels.of([[8, 9, 5], [5, 6]]), extractor, on_bad="drop")
     batch = collate([data[slot] for slot in slots(shape, 0, 1)])
     assert batch["input_values"].shape == (2, 16000)
@@ -125,7 +125,7 @@ def test_a_row_that_can_t_be_decoded_is_a_filler_of_the_same_shape(utterances, e
 
 
 def test_audio_a_little_longer_than_its_header_said_still_fits(utterances, extractor):
-    data, collate = UtteranceDataset(utterances, LABELS, extractor), CTCCollator.for_extractor(extractor)
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     batch = collate([data[slot] for slot in slots(Shape(7900, 3, 1), 0)])
     assert batch["input_values"].shape == (1, 7900)
     assert batch["facts"].lengths == (7900,)
@@ -141,7 +141,7 @@ def test_parts_and_arrow_cells_are_decoded_where_they_lie(utterances, extractor)
 def test_masks_depend_on_seed_epoch_and_row_only(utterances, extractor):
     augment = SpecAugment(0.5, 2, 0, 0.3, 4, 0, hidden_size=32, seed=1)
     frames = FrameCount(((400, 320, 0),))
-    collate = replace(CTCCollator.for_extractor(extractor), spec_augment=augment, mask_frames=frames)
+    collate = replace(Collator.for_extractor(extractor), spec_augment=augment, mask_frames=frames)
     data = UtteranceDataset(utterances, LABELS, extractor)
 
     def masks(shape, *rows, epoch=0):
@@ -178,7 +178,7 @@ def test_loader_workers_change_nothing(utterances, extractor):
 
     data = UtteranceDataset(utterances, LABELS, extractor, augmentation=Augmentation(speed_factors=[0.9, 1.1], gain_db=[-6, 6]), seed=3)
     augment = SpecAugment(0.5, 2, 0, 0.3, 4, 0, hidden_size=32, seed=1)
-    collate = replace(CTCCollator.for_extractor(extractor), spec_augment=augment, mask_frames=FrameCount(((400, 320, 0),)))
+    collate = replace(Collator.for_extractor(extractor), spec_augment=augment, mask_frames=FrameCount(((400, 320, 0),)))
     batches = [slots(None, 0, 2, epoch=epoch) for epoch in range(3)] + [slots(Shape(20000, 3, 2), 1, FILLER)]
     results = [list(DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)) for workers in (0, 1, 2)]
     for other in results[1:]:

@@ -9,7 +9,7 @@ import torch
 from conftest import composed
 from test_frames import WITH_ADAPTER
 
-from asr.collate import CTCCollator, Row
+from asr.collate import Collator, Row
 from asr.ctc import CTCModel
 from asr.ctc_outputs import frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError
@@ -47,7 +47,7 @@ def test_a_mask_probability_masks(name, tokenizer):
     node.mask_time_prob, node.mask_time_length = 0.3, 2
     model = node.load(tokenizer, new_head=True).train()
     extractor = node.processor(tokenizer, model).feature_extractor
-    batch, _ = batch_of(CTCCollator.for_extractor(extractor), rows_of(extractor))
+    batch, _ = batch_of(Collator.for_extractor(extractor), rows_of(extractor))
     model(**batch).loss.backward()
     embedding = next(p for n, p in model.named_parameters() if n.endswith("masked_spec_embed"))
     assert embedding.requires_grad
@@ -72,7 +72,7 @@ def test_the_whole_ctc_mapping_trains_and_decodes(model_type, tokenizer):
     node = tiny(model_type, apply_spec_augment=False)
     model = node.load(tokenizer, new_head=True)
     processor = node.processor(tokenizer, model)
-    batch, facts = batch_of(CTCCollator.for_extractor(processor.feature_extractor), rows_of(processor.feature_extractor))
+    batch, facts = batch_of(Collator.for_extractor(processor.feature_extractor), rows_of(processor.feature_extractor))
     loss = model(**batch).loss
     loss.backward()
     labels = batch.pop("labels")
@@ -137,7 +137,7 @@ def test_a_pretrained_encoder_without_a_head_gets_one(tokenizer, tmp_path):
     assert model.lm_head.out_features == len(tokenizer)
     kept = model.wav2vec2.encoder.layers[0].attention.q_proj.weight
     assert torch.equal(kept, encoder.wav2vec2.encoder.layers[0].attention.q_proj.weight)
-    assert not CTCCollator.for_extractor(node.processor(tokenizer, model).feature_extractor).with_attention_mask
+    assert not Collator.for_extractor(node.processor(tokenizer, model).feature_extractor).with_attention_mask
 
 
 def test_a_new_vocabulary_starts_the_head_afresh_though_the_sizes_agree(saved, tmp_path):
@@ -296,7 +296,7 @@ def test_every_type_shrinks_to_a_small_model_of_its_own_class(model_type, adapte
     asked, made = plain(node.config_values()), plain(model.config.to_dict())
     assert {key for key in asked if key in made and made[key] != asked[key]} - LOADED == small_sizes(asked).keys()
     extractor = small.processor(tokenizer, model).feature_extractor
-    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, seed=0)
+    collator = Collator.for_extractor(extractor).with_masks_for(model, seed=0)
     batch, facts = batch_of(collator, rows_of(extractor))
     labels = batch.pop("labels")
     logits = takes_masks(model)(**batch).logits

@@ -8,7 +8,7 @@ from test_ctc import batch_of, described, rows_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr.batching import FILLER
-from asr.collate import BatchFacts, CTCCollator, Row
+from asr.collate import BatchFacts, Collator, Row
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 
 NUM_TOKENS, NUM_FRAMES = 9, 30
@@ -40,7 +40,7 @@ def test_utterance_losses_add_up_to_the_library_s(reduction, tokenizer):
     node = described("wav2vec2_tiny")
     node.ctc_loss_reduction = reduction
     model = node.load(tokenizer, new_head=True).eval()
-    batch, facts = batch_of(CTCCollator("input_values", 0.0, True), rows_of(node.processor(tokenizer, model).feature_extractor))
+    batch, facts = batch_of(Collator("input_values", 0.0, True), rows_of(node.processor(tokenizer, model).feature_extractor))
     with torch.no_grad():
         outputs = model(**batch)
     ours = utterance_losses(outputs.logits, batch["labels"], frame_lengths(model, facts.lengths), facts.label_lengths, model.config)
@@ -54,7 +54,7 @@ def test_padding_changes_neither_tokens_nor_losses(name, tokenizer):
     node = described(name)
     model = node.load(tokenizer, new_head=True).eval()
     extractor = node.processor(tokenizer, model).feature_extractor
-    collator = CTCCollator.for_extractor(extractor)
+    collator = Collator.for_extractor(extractor)
     rows = rows_of(extractor)
     filler = Row(99, torch.zeros(2 * rows[-1].inputs.shape[0], *rows[-1].inputs.shape[1:]), [3], 1.0)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from test_ctc import CONVOLUTIONS, SMALL, rows_of, tiny
 
-from asr.collate import CTCCollator
+from asr.collate import Collator
 from asr.ctc import CTCModel
 from asr.ctc_outputs import batch_loss, frame_lengths
 from asr.frames import MODEL_TYPES
@@ -24,7 +24,7 @@ def ready_to_train(node: CTCModel, tokenizer):
     torch.manual_seed(0)
     model = node.load(tokenizer, new_head=True)
     extractor = node.processor(tokenizer, model).feature_extractor
-    collator = CTCCollator.for_extractor(extractor).with_masks_for(model, seed=0)
+    collator = Collator.for_extractor(extractor).with_masks_for(model, seed=0)
     return takes_masks(model), collator.example(extractor), collator(rows_of(extractor))
 
 

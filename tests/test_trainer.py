@@ -12,7 +12,7 @@ from test_ctc_outputs import Kernel
 
 from asr import engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
-from asr.collate import CTCCollator, UtteranceDataset
+from asr.collate import Collator, UtteranceDataset
 from asr.errors import DataError
 from asr.labels import Labels
 from asr.pipeline import Pipeline
@@ -45,7 +45,7 @@ def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation", 
     }
     scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text)
     made = pipeline.trainer.build(
-        model=net, processor=processor, data_collator=CTCCollator.for_extractor(extractor).with_masks_for(net, pipeline.seed),
+        model=net, processor=processor, data_collator=Collator.for_extractor(extractor).with_masks_for(net, pipeline.seed),
         train_dataset=data["train"], eval_dataset=data["eval"], compute_metrics=scorer, gaudi_config=pipeline.gaudi_config,
         batching=pipeline.batching, topology=pipeline.topology, seed=pipeline.seed, run_dir=tmp_path,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def spied_on(made):
     """Return a list that gets the rows of every batch that the trainer's collator makes."""
     drawn = []
 
-    class Spy(CTCCollator):
+    class Spy(Collator):
         def __call__(self, rows):
             drawn.append([r.number for r in rows])
             return super().__call__(rows)

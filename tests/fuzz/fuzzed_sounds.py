@@ -176,7 +176,7 @@ def sound_case(case: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from asr import manifest
-    from asr.collate import BATCH_FACTS, CTCCollator, UtteranceDataset
+    from asr.collate import BATCH_FACTS, Collator, UtteranceDataset
     from asr.errors import DataError
     from asr.labels import Labels
     from asr.sources import Source, Utterance
@@ -198,7 +198,7 @@ def sound_case(case: dict[str, Any]) -> dict[str, Any]:
     extractor = _extractor()
     data = UtteranceDataset(table.utterances, Labels.of([[3]] * len(table.utterances)), extractor, on_bad="drop")
     rows = [data[number] for number in range(len(data))]
-    batch = CTCCollator.for_extractor(extractor)(rows)
+    batch = Collator.for_extractor(extractor)(rows)
     path.unlink()
     said = [f"{row.reason}: {row.detail}" for row in table.left_out] + [row.problem for row in rows if row.problem]
     if not np.isfinite(batch["input_values"].numpy()).all():

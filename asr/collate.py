@@ -48,6 +48,7 @@ class BatchFacts:
     bad: tuple[tuple[int, str], ...] = ()
     rows_per_rank: float | None = None
     epoch: int = 0
+    labels_per_rank: float | None = None
 
     @property
     def real(self) -> tuple[bool, ...]:
@@ -142,13 +143,22 @@ class UtteranceDataset:
 
 
 @dataclass(frozen=True)
+class DecoderStart:
+    """What a decoder is given to begin with, and instead of labels that are none."""
+
+    start_token_id: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
 class Collator:
     """Pads rows on the right to their planned shape: inputs with the extractor's padding value, labels with -100.
 
-    Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int32
-    `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], and `facts`; with
-    `spec_augment` also its masks, bool. A filler's inputs are the padding value, all of it attended to (attention over
-    nothing is NaN), without labels.
+    Gives float32 inputs [batch, frames, features], [batch, samples] or, for Whisper, [batch, mel bins, frames] under the
+    extractor's name, int32 `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], for
+    a decoder int64 `decoder_input_ids` [batch, labels], and `facts`; with `spec_augment` also its masks, bool, but for Whisper,
+    whose inputs are masked here. A filler's inputs are the padding value, all of it attended to (attention over nothing is
+    NaN), without labels.
     """
 
     input_name: str
@@ -159,18 +169,33 @@ class Collator:
     spec_augment: SpecAugment | None = None
     mask_frames: FrameCount | None = None
     """Frames that `spec_augment` masks: those before any adapter."""
+    window: InputLength | None = None
+    """Whisper's: its inputs are windows of one length, features first."""
+    decoder: DecoderStart | None = None
 
     @classmethod
     def for_extractor(cls, feature_extractor: Any) -> Collator:
         name = feature_extractor.model_input_names[0]
+        length = InputLength.of(feature_extractor.to_dict())
+        if length.window_frames is not None:
+            return cls(name, float(feature_extractor.padding_value), False, feature_extractor.feature_size, window=length)
         width = feature_extractor.num_mel_bins * feature_extractor.stride if name == "input_features" else None
         # group-normed models (wav2vec2-base) were pretrained without a mask; their extractor says so
         return cls(name, float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask), width)
 
     def with_masks_for(self, model: PreTrainedModel, seed: int) -> Collator:
-        """Return the same collator with the masks that the model's config asks for, if any."""
-        frames = FrameCount.of(model.config.to_dict(), with_adapter=False)
+        """Return the same collator with the masks that the config of the model, or of its encoder, asks for, if any."""
+        config = getattr(model.config, "encoder", model.config)
+        frames = FrameCount.of(config.to_dict(), with_adapter=False)
         return replace(self, spec_augment=SpecAugment.for_model(model, seed), mask_frames=frames)
+
+    def for_decoder(self, start: DecoderStart) -> Collator:
+        """Return the same collator that gives a decoder its inputs: the labels, one later."""
+        return replace(self, decoder=start)
+
+    def padded_length(self, inputs: Any) -> int:
+        """Return the padded length of a batch's inputs: frames or samples."""
+        return int(inputs.shape[2 if self.window else 1])
 
     def for_evaluation(self) -> Collator:
         """Return the same collator without masks of SpecAugment."""
@@ -201,17 +226,41 @@ class Collator:
                 inputs[i, :real] = row.inputs[:real]
             inputs[i, real:] = self.padding_value
             labels[i, : len(row.labels)] = row.labels
-            lengths.append(real)
+            lengths.append(real if self.window is None or row.inputs is None else self.window.audio_frames(row.seconds))
+        facts = _facts(rows, lengths)
+        if self.window:
+            inputs = self._masked(inputs, facts).transpose(0, 2, 1).copy()
         batch = {self.input_name: torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
         if self.with_attention_mask:
             batch["attention_mask"] = _attention_mask(lengths, length)
-        facts = _facts(rows, lengths)
-        if self.spec_augment and self.mask_frames:
+        if self.decoder:
+            batch["decoder_input_ids"] = torch.from_numpy(self._decoder_inputs(labels, self.decoder))
+        if self.spec_augment and self.mask_frames and not self.window:
             frames = self.mask_frames(lengths).tolist()
-            masks = self.spec_augment.draw(frames, int(self.mask_frames(length)), epoch=rows[0].epoch, rows=facts.rows)
+            masks = self.spec_augment.draw(frames, int(self.mask_frames(length)), epoch=facts.epoch, rows=facts.rows)
             names = ("mask_time_indices", "mask_feature_indices")
             batch |= {name: torch.from_numpy(mask) for name, mask in zip(names, masks, strict=True) if mask is not None}
         return Batch(**batch, **{BATCH_FACTS: facts})
+
+    def _masked(self, inputs: NDArray[np.float32], facts: BatchFacts) -> NDArray[np.float32]:
+        """Return inputs [batch, frames, features] with SpecAugment's spans of them set to 0, which Whisper's forward would draw itself."""
+        if self.spec_augment is None:
+            return inputs
+        times, features = self.spec_augment.draw(facts.lengths, inputs.shape[1], epoch=facts.epoch, rows=facts.rows)
+        if times is not None:
+            inputs[times] = 0
+        if features is not None:
+            inputs.transpose(0, 2, 1)[features] = 0
+        return inputs
+
+    @staticmethod
+    def _decoder_inputs(labels: NDArray[np.int64], decoder: DecoderStart) -> NDArray[np.int64]:
+        """Return the start and then all labels but the last, padding where there are none."""
+        import numpy as np
+
+        shifted = np.full_like(labels, decoder.start_token_id)
+        shifted[:, 1:] = np.where(labels[:, :-1] == -100, decoder.pad_token_id, labels[:, :-1])
+        return shifted
 
 
 class Batch(dict[str, Any]):

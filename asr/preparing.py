@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr import config, fitting, manifest, runs, vocabulary
+from asr import config, fitting, manifest, runs, vocabulary, whisper_tokenizer
+from asr.ctc import CTCModel
 from asr.errors import ConfigError
 from asr.labels import Labels
 from asr.pipeline import Pipeline
@@ -55,12 +56,20 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
 def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str]]) -> dict[str, Labels]:
     """Return the label ids of every split, tokenised here and nowhere else; write and record the vocabulary."""
     every = [transcript for rows in transcripts.values() for transcript in rows]
-    if pipeline.builds_vocabulary:
-        built = pipeline.vocabulary.build(every)
+    kind = pipeline.model.tokenizer_kind
+    if pipeline.builds_vocabulary and kind != "whisper":
+        built = pipeline.vocabulary.build(every, sequences=kind == "characters")
         runs.write_json(run.path / vocabulary.VOCABULARY_FILE, built)
         run.save(vocabulary={"built_from": sorted(transcripts), "size": len(built)})
-        return {role: Labels.of(pipeline.vocabulary.labels(built, rows)) for role, rows in transcripts.items()}
+        return {
+            role: Labels.of(pipeline.vocabulary.labels(built, rows, sequences=kind == "characters")) for role, rows in transcripts.items()
+        }
+    if pipeline.builds_vocabulary:
+        whisper_tokenizer.make(run.path / whisper_tokenizer.FOLDER)
     tokenizer = pipeline.tokenizer(run.path)
+    if not isinstance(pipeline.model, CTCModel):
+        run.save(vocabulary={"given": not pipeline.builds_vocabulary, "size": len(tokenizer)})
+        return {role: Labels.of([pipeline.model.labels(tokenizer, row) for row in rows]) for role, rows in transcripts.items()}
     if pipeline.vocabulary.phoneme_language and not hasattr(tokenizer, "phonemize"):
         raise ConfigError(f"{type(tokenizer).__name__} makes no phonemes; leave it null.", key="vocabulary.phoneme_language")
     _report_unknown(tokenizer, every, run)
@@ -70,19 +79,19 @@ def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str
 def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
     """Return what an utterance must fit into.
 
-    More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
-    what can't be recognised would flatter the error rate.
+    More labels than frames: CTC's loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
+    what can't be recognised would flatter the error rate. Audio beyond Whisper's window likewise.
     """
-    bounds = fitting.Bounds(shape_seconds=pipeline.batching.most_seconds, shape_labels=pipeline.batching.most_labels)
+    batching, slowest = pipeline.batching, pipeline.augment.longest_stretch if role == "train" else 1.0
+    seconds = None if pipeline.model.input_length().window_seconds else batching.most_seconds  # a window has one length
+    bounds = fitting.Bounds(shape_seconds=seconds, shape_labels=batching.most_labels, slowest=slowest)
+    bounds = replace(bounds, decoder_labels=pipeline.model.most_labels())  # it has no positions for more, in an evaluation neither
     if role != "train":
         return bounds
     length, count = pipeline.model.input_length(), pipeline.model.frame_count()
-    return replace(
-        bounds,
-        frames=lambda seconds: count([length(s) for s in seconds]),
-        fastest=pipeline.augment.shortest_stretch,
-        slowest=pipeline.augment.longest_stretch,
-    )
+    if count is None:
+        return replace(bounds, window_seconds=pipeline.model.most_seconds())
+    return replace(bounds, frames=lambda seconds: count([length(s) for s in seconds]), fastest=pipeline.augment.shortest_stretch)
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:

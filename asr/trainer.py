@@ -40,8 +40,11 @@ LOADER_OPTIONS = {
 
 
 @dataclass(kw_only=True)
-class CTCTraining:
-    """How a CTC model is trained and scored."""
+class SpeechTraining:
+    """How a model is trained and scored."""
+
+    generates = False
+    """Whether evaluations generate text: a class attribute, not a key."""
 
     engine: str = "gaudi"
     """gaudi: optimum-habana's GaudiTrainer, on HPUs and CPU. transformers: its own Trainer, without optimum-habana."""
@@ -68,11 +71,16 @@ class CTCTraining:
 
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)
-        engine = engines.engine(self.engine)
+        engine = engines.engine(self.engine, generates=self.generates)
         self.args = argument_checks.checked(self.args, engine)
         best.check(self.args, self.eval_metrics)
         early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
         averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
+
+    @staticmethod
+    def mixin() -> type:
+        """Return what stands before the engine's Trainer class."""
+        raise NotImplementedError
 
     def build(
         self,
@@ -100,10 +108,10 @@ class CTCTraining:
             **best.arguments(self.args),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
-        engine = engines.engine(self.engine)
+        engine = engines.engine(self.engine, generates=self.generates)
         args = engine.training_arguments({**ours, **self.args}, topology)
         try:
-            trainer = mixed_into(engine.trainer_class())(
+            trainer = mixed_into(engine.trainer_class(), self.mixin())(
                 model=model,
                 args=args,
                 data_collator=data_collator,
@@ -169,10 +177,10 @@ class Forwarded:
     bad: dict[str, str] = field(default_factory=dict)
     """Utterances met that couldn't be decoded, by id, each with its problem."""
 
-    def count(self, facts: BatchFacts, inputs: Any, labels: Any) -> None:
+    def count(self, facts: BatchFacts, inputs: Any, labels: Any, shape: Shape) -> None:
         self.shapes.add((*inputs.shape, *labels.shape))
         self.real += sum(facts.lengths)
-        self.padded += inputs.shape[0] * inputs.shape[1]
+        self.padded += shape.rows * shape.length
         self.audio_seconds += sum(facts.seconds)
 
     def to_json(self) -> dict[str, Any]:
@@ -333,6 +341,8 @@ class SpeechTrainerMixin(ResumingMixin):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
+        if isinstance(self.compute_metrics, metrics.Scorer):
+            self.compute_metrics.begin()  # one that was broken off may have left batches
         try:
             measured = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -380,9 +390,9 @@ class SpeechTrainerMixin(ResumingMixin):
     def _count(self, phase: str, facts: BatchFacts, inputs: Mapping[str, Any]) -> Shape:
         """Count a batch, and return its shape."""
         given = inputs[self.data_collator.input_name]
-        shape = Shape(given.shape[1], inputs["labels"].shape[1], given.shape[0])
+        shape = Shape(self.data_collator.padded_length(given), inputs["labels"].shape[1], given.shape[0])
         self.latest = phase, shape
-        self.forwarded[phase].count(facts, given, inputs["labels"])
+        self.forwarded[phase].count(facts, given, inputs["labels"], shape)
         data = self.train_dataset if phase == "train" else self.eval_dataset
         for row, problem in facts.bad:
             utterance = data.utterances[row]
@@ -413,11 +423,6 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         with torch.autocast(logits.device.type, enabled=False):
             return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.compute_metrics, metrics.Scorer):
-            self.compute_metrics.begin()  # one that was broken off may have left batches
-        return super().evaluate(*args, **kwargs)
-
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
@@ -440,6 +445,15 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 
 
+@dataclass(kw_only=True)
+class CTCTraining(SpeechTraining):
+    """How a CTC model is trained and scored."""
+
+    @staticmethod
+    def mixin() -> type:
+        return CTCTrainerMixin
+
+
 def _log_plan(what: str, batches: Any) -> None:
     plan = getattr(batches, "plan", None)
     if plan is None:
@@ -451,7 +465,7 @@ def _log_plan(what: str, batches: Any) -> None:
 
 
 @lru_cache
-def mixed_into(base: type, mixin: type = CTCTrainerMixin) -> type:
+def mixed_into(base: type, mixin: type) -> type:
     """Return `base` with a mixin of ours before it, under a name that shows both."""
     return type(f"Speech{base.__name__}", (mixin, base), {"__module__": __name__})
 

@@ -38,7 +38,7 @@ class BatchFacts:
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
     of each row, 0 for a filler. `label_lengths`: labels of each, likewise. `seconds`: audio of each. `bad`: row number and
-    problem of rows that couldn't be decoded. `rows_per_rank` and `epoch`: as in asr.batching.Slot.
+    problem of rows that couldn't be decoded. `rows_per_rank`, `labels_per_rank` and `epoch`: as in asr.batching.Slot.
     """
 
     rows: tuple[int, ...]
@@ -71,6 +71,7 @@ class Row:
     shape: Shape | None = None
     epoch: int = 0
     rows_per_rank: float | None = None
+    labels_per_rank: float | None = None
     problem: str = ""
 
 
@@ -78,7 +79,7 @@ class UtteranceDataset:
     """A map-style torch dataset over slots: decodes and extracts features when a row is asked for, deterministically.
 
     `on_bad`: "drop" turns a row that can't be decoded into a filler with its problem, "fail" raises its DataError.
-    `max_bad_fraction`: most of the rows that whoever trains on them may find to be such.
+    `max_bad_fraction`: most of the rows that whoever trains on them may find to be such. `label_share`: as in asr.planning.Sizes.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class UtteranceDataset:
         max_bad_fraction: float = 1.0,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        label_share: float = 0.0,
     ) -> None:
         self.utterances = utterances
         self.labels = labels
@@ -99,6 +101,7 @@ class UtteranceDataset:
         self.max_bad_fraction = max_bad_fraction
         self.augmentation = augmentation
         self.seed = seed
+        self.label_share = label_share
         self.input_length = InputLength.of(feature_extractor.to_dict())
 
     def __len__(self) -> int:
@@ -110,16 +113,16 @@ class UtteranceDataset:
 
         stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
         lengths = np.array([self.input_length((u.seconds or 0.0) * stretch) for u in self.utterances], np.int64)
-        return Sizes(lengths, self.labels.lengths, self.input_length, self.input_length.unit)
+        return Sizes(lengths, self.labels.lengths, self.input_length, self.input_length.unit, self.label_share)
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""
-        number, shape, epoch, rows_per_rank = slot if isinstance(slot, tuple) else Slot(slot, None, 0)
+        number, shape, epoch, rows_per_rank, labels_per_rank = slot if isinstance(slot, tuple) else Slot(slot, None, 0)
         if number == FILLER:
-            return Row(FILLER, None, (), 0.0, 0, shape, epoch, rows_per_rank)
+            return Row(FILLER, None, (), 0.0, 0, shape, epoch, rows_per_rank, labels_per_rank)
         utterance = self.utterances[number]
         seconds = utterance.seconds or 0.0
-        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank)
+        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank, labels_per_rank)
         try:
             waveform = self._decoded(utterance)
         except DataError as error:
@@ -300,4 +303,5 @@ def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
         bad=tuple((r.number, r.problem) for r in rows if r.problem),
         rows_per_rank=rows[0].rows_per_rank,
         epoch=rows[0].epoch,
+        labels_per_rank=rows[0].labels_per_rank,
     )

@@ -41,8 +41,8 @@ def try_shapes(trainer: Any, shapes: Mapping[str, Sequence[Shape]]) -> None:
     log.info("%d shapes fit into memory, tried in %.1f s (trainer.try_shapes)", len(tried), time.monotonic() - begin)
 
 
-def _size(shape: Shape) -> tuple[int, int]:
-    return shape.rows * shape.length, shape.length
+def _size(shape: Shape) -> tuple[int, int, int]:
+    return shape.rows * shape.length, shape.length, shape.rows * shape.labels
 
 
 def _try(trainer: Any, phase: str, shape: Shape) -> None:

@@ -458,9 +458,14 @@ def _log_plan(what: str, batches: Any) -> None:
     plan = getattr(batches, "plan", None)
     if plan is None:
         return
-    shapes = ", ".join(f"{n} x {shape.rows} of {shape.length}" for n, shape in zip(plan.num_batches, plan.shapes, strict=True))
+    shapes = ", ".join(f"{n} x {s.rows} of {s.length}/{s.labels}" for n, s in zip(plan.num_batches, plan.shapes, strict=True))
     log.info(
-        "%s batches: %d shapes, %.1f %% audio (batches x rows of length: %s)", what, len(plan.shapes), 100 * plan.padding_efficiency, shapes
+        "%s batches: %d shapes, %.1f %% audio, %.1f %% labels (batches x rows of length/labels: %s)",
+        what,
+        len(plan.shapes),
+        100 * plan.padding_efficiency,
+        100 * plan.label_efficiency,
+        shapes,
     )
 
 

@@ -58,6 +58,8 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
+LABEL_SHARE = 0.3
+"""What of the longest utterance's work is a decoder's, by which its batches are planned; batching.label_share says otherwise."""
 
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
@@ -285,6 +287,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
             max_bad_fraction=pipeline.dataset.max_bad_fraction,
             augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
             seed=pipeline.seed,
+            label_share=LABEL_SHARE if pipeline.model.generates else 0.0,
         )
         for role, table in tables.items()
     }

@@ -61,7 +61,8 @@ class Readers(IterableDataset):  # type: ignore[misc]
         for items, shape, state in self._consumer(reader):
             batch = self.collate([self.dataset.row(item, shape) for item in items])
             ids = {number_of(item.ref): item.id for item in items}
-            yield Batch(batch | {BATCH_FACTS: replace(batch[BATCH_FACTS], stream=Streamed(reader, state, ids))})
+            facts = replace(batch[BATCH_FACTS], stream=Streamed(reader, state, ids))
+            yield Batch({**batch, BATCH_FACTS: facts})
 
     def _consumer(self, reader: int) -> Consumer:
         consumer = self.dataset.consumer(

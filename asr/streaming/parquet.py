@@ -5,13 +5,16 @@ In: a file with an audio and a text column. Out: units, and samples a few rows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from asr.streaming.shards import ON_HUB, Ref, Sample, Unit, opened
+from asr.streaming.shards import ON_HUB, Ref, Sample, Unit, opened, pauses, read_errors
 
 ROWS_AT_ONCE = 32
+FOOTERS_AT_ONCE = 8
 REMOTE_BUFFER_BYTES = 4 << 20
 """Of each column, asked of the hub at once."""
 
@@ -61,18 +64,33 @@ def stem(shard: str) -> str:
     return shard.rpartition("/")[2].partition(".")[0]
 
 
-def columns_of(shard: str) -> Any:
-    """Return the Arrow schema of a file, from its footer."""
+class Footer(NamedTuple):
+    """What the end of a file says: its Arrow schema, and the rows of each row group."""
+
+    schema: Any
+    row_groups: tuple[int, ...]
+
+
+def footer(shard: str) -> Footer:
+    """Return the facts in a file's footer; raises what reading raises."""
     import pyarrow.parquet
 
     with opened(shard) as source:
-        return pyarrow.parquet.ParquetFile(source).schema_arrow
+        file = pyarrow.parquet.ParquetFile(source)
+        return Footer(file.schema_arrow, tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)))
 
 
-def row_groups(shard: str) -> list[int]:
-    """Return the rows of each row group, from the file's footer."""
-    import pyarrow.parquet
+def footers(shards: Sequence[str]) -> list[Footer | BaseException]:
+    """Return each file's footer, or why it can't be read after several tries; some at a time, since each asks the hub a few times."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(_footer_or_error, shards))
 
-    with opened(shard) as source:
-        metadata = pyarrow.parquet.ParquetFile(source).metadata
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+def _footer_or_error(shard: str) -> Footer | BaseException:
+    for pause_seconds in pauses():
+        try:
+            return footer(shard)
+        except read_errors() as error:
+            found = error
+        time.sleep(pause_seconds if shard.startswith(ON_HUB) else 0)
+    return found

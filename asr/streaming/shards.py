@@ -84,18 +84,18 @@ class Shards:
 
     def samples(self, start: Ref) -> Iterator[Sample]:
         """Yield the samples of one unit from a place on; raise ShardError that names shard and row once `TRIES` have failed there."""
-        unit, failed = self.units[start.unit], 0
+        unit, left = self.units[start.unit], pauses()
         while True:
             try:
                 for sample in self.format.samples(unit, start):
                     yield sample
-                    start, failed = sample.after, 0
+                    start, left = sample.after, pauses()
                 return
             except read_errors() as error:
-                failed += 1
-                if failed == TRIES:
+                pause_seconds, *left = left
+                if not left:
                     raise ShardError(f"{unit.shard}, row {start.row}: {why(error)} ({TRIES} tries); repair it or leave it out.") from error
-            time.sleep(PAUSE_SECONDS * 4 ** (failed - 1))
+            time.sleep(pause_seconds)
 
     def taken(self, refs: Iterable[Ref]) -> dict[Ref, Sample]:
         """Return the samples that references name, each unit read once; one that isn't there any more is left out."""
@@ -134,6 +134,11 @@ class Shards:
 
     def with_number(self, num_utterances: int) -> Shards:
         return replace(self, num_utterances=num_utterances)
+
+
+def pauses() -> list[float]:
+    """Return how long to wait after each of `TRIES` that failed, the last included."""
+    return [PAUSE_SECONDS * 4**tried for tried in range(TRIES - 1)] + [0.0]
 
 
 def opened(shard: str) -> AbstractContextManager[Any]:

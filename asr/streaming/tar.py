@@ -86,7 +86,7 @@ def _members(file: Any, offset: int) -> Iterator[tuple[tarfile.TarInfo, bytes, i
     file.seek(offset)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # it keeps them all otherwise
+            archive.members = []  # type: ignore[attr-defined]  # it keeps them all otherwise
             following = archive.offset
             if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                 continue

@@ -8,7 +8,7 @@ from shards_made import encoded, in_json, parquet, tar, text_of
 
 from asr.errors import DataError
 from asr.streaming import shards as room
-from asr.streaming.parquet import ParquetFormat, columns_of, row_groups
+from asr.streaming.parquet import ParquetFormat, footer
 from asr.streaming.shards import Ref, Shards, Unit
 from asr.streaming.tar import TarFormat
 
@@ -18,7 +18,7 @@ FORMATS = {kind.__name__: kind for kind in (ParquetFormat, TarFormat)}
 
 def parquet_shards(folder: Path) -> Shards:
     files = sorted(parquet(folder, range(20)).glob("*.parquet"))
-    return Shards(PARQUET, tuple(Unit(str(f), g, 0, n) for f in files for g, n in enumerate(row_groups(str(f)))), 20)
+    return Shards(PARQUET, tuple(Unit(str(f), g, 0, n) for f in files for g, n in enumerate(footer(str(f)).row_groups)), 20)
 
 
 def tar_shards(folder: Path) -> Shards:
@@ -78,8 +78,8 @@ def test_a_run_s_directory_holds_them(shards, tmp_path):
 class Dropped:
     """A file whose connection goes down at some reads."""
 
-    def __init__(self, file, failures):
-        self.file, self.failures = file, failures
+    def __init__(self, path, failures):
+        self.file, self.failures = Path(path).open("rb"), failures  # noqa: SIM115
 
     def read(self, *size):
         self.failures[0] += 1
@@ -99,8 +99,8 @@ class Dropped:
 
 def dropping(monkeypatch, at: set[int]):
     failures = [0, at]
-    monkeypatch.setattr("asr.streaming.tar.opened", lambda shard: Dropped(open(shard, "rb"), failures))
-    monkeypatch.setattr("asr.streaming.parquet.opened", lambda shard: Dropped(open(shard, "rb"), failures))
+    monkeypatch.setattr("asr.streaming.tar.opened", lambda shard: Dropped(shard, failures))
+    monkeypatch.setattr("asr.streaming.parquet.opened", lambda shard: Dropped(shard, failures))
 
 
 def test_a_dropped_connection_is_taken_up_behind_what_came(shards, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_parquet_file_that_is_cut_has_no_footer(tmp_path):
     with pytest.raises(DataError, match=r"train-00000-of-00002.parquet, row 0: can't be read \(.*[Pp]arquet"):
         list(shards.samples(Ref(0, 0)))
     with pytest.raises(room.read_errors()):
-        columns_of(str(path))
+        footer(str(path))
 
 
 def test_a_part_of_a_row_group(tmp_path):

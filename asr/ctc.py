@@ -5,22 +5,18 @@ In: a checkpoint or an architecture, and a tokenizer. Out: a model of transforme
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from asr import hub
+from asr import pretrained
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
 from asr.frames import MODEL_TYPES, FrameCount
+from asr.pretrained import PretrainedFiles, config_defaults, config_parameters, extractor_parameters
 from asr.shrinking import NEEDED, small_sizes
-from asr.signatures import constructor_defaults, constructor_parameters, string_dict
+from asr.signatures import string_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -92,24 +88,11 @@ class CTCModel:
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return the checkpoint's config.json."""
-        return self._checkpoint_json("config.json")
+        return self.files().config()
 
-    def _checkpoint_json(self, file_name: str) -> dict[str, Any]:
-        name = str(self.name_or_path)
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            path = folder / file_name
-            if not path.is_file():
-                near = f" Did you mean {folder / 'model'}?" if (folder / "model" / file_name).is_file() else ""
-                raise ConfigError(f"{name!r} has no {file_name}, so it is no saved model.{near}", key="name_or_path")
-        elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise ConfigError(f"there is no folder {name!r}.", key="name_or_path")
-        else:
-            path = hub.file(name, file_name, key="name_or_path", revision=self.revision, cache_dir=self.cache_dir)
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON ({error}).", key="name_or_path") from error
+    def files(self) -> PretrainedFiles:
+        """Return what reads the checkpoint's files."""
+        return PretrainedFiles(str(self.name_or_path), self.revision, self.cache_dir)
 
     def has_own_tokenizer(self) -> bool:
         """Say whether the checkpoint is a CTC model, whose output layer belongs to its tokenizer."""
@@ -141,9 +124,9 @@ class CTCModel:
                 "model._target_ a class of your own that has a method shrunk().",
                 key="architecture.model_type" if self.name_or_path is None else "name_or_path",
             )
-        small, taken = small_sizes(planned), _config_parameters(model_type)
-        extractor = dict(self.feature_extractor if self.name_or_path is None else self._checkpoint_extractor())
-        takes = _extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
+        small, taken = small_sizes(planned), config_parameters(model_type)
+        extractor = dict(self.feature_extractor if self.name_or_path is None else self.files().extractor())
+        takes = extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
         kept = {k: v for k, v in values.items() if k in taken and k not in _NOT_OF_THE_PATH and not k.endswith("_token_id")}
         return replace(
             self,
@@ -161,45 +144,27 @@ class CTCModel:
         """
         values = self.architecture
         if self.name_or_path is not None:
-            values = self.checkpoint_config() if self._config_is_at_hand() else {}
+            values = self.checkpoint_config() if self.files().config_is_at_hand() else {}
         share = self._planned_config(values).get("layerdrop")
         return {} if share is None else {"layerdrop": float(share)}
 
     def _planned_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the model's config will hold: a checkpoint's or an architecture's values between defaults and our own."""
         own = {name: value for name in KNOBS if (value := getattr(self, name)) is not None}
-        return {**_config_defaults(str(values.get("model_type"))), **values, **self.config, **own}
-
-    def _config_is_at_hand(self) -> bool:
-        """Say whether the checkpoint's config.json can be read without a network: from a folder or the hub's cache."""
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        name = str(self.name_or_path)
-        if Path(name).expanduser().is_dir():
-            return True
-        try:
-            return isinstance(try_to_load_from_cache(name, "config.json", revision=self.revision, cache_dir=self.cache_dir), str)
-        except HFValidationError:  # no name of the hub: check_reachable says so
-            return False
+        return {**config_defaults(str(values.get("model_type"))), **values, **self.config, **own}
 
     def input_length(self) -> InputLength:
         """Return how long the model's input is for so many seconds, from the extractor's config alone; takes no torch."""
-        return InputLength.of(self.feature_extractor if self.name_or_path is None else self._checkpoint_extractor())
-
-    def _checkpoint_extractor(self) -> dict[str, Any]:
-        """Return the checkpoint's feature extractor config; processors of transformers 5 keep it in processor_config.json alone."""
-        try:
-            return self._checkpoint_json("preprocessor_config.json")
-        except ConfigError:
-            with contextlib.suppress(ConfigError, KeyError):
-                return dict(self._checkpoint_json("processor_config.json")["feature_extractor"])
-            raise
+        return InputLength.of(self.feature_extractor if self.name_or_path is None else self.files().extractor())
 
     def fetch(self) -> None:
         """Have the checkpoint's files here, with its weights: from the cache or the hub; raise ConfigError."""
         if self.name_or_path is not None:
-            self._path(key="name_or_path")
+            self.files().folder(key="name_or_path")
+
+    def tokenizer_files(self) -> tuple[str, dict[str, Any]]:
+        """Return where the checkpoint's own tokenizer lies, and what else its from_pretrained needs."""
+        return str(self.name_or_path), self.where()
 
     def where(self) -> dict[str, Any]:
         """Return what else a from_pretrained of this checkpoint's tokenizer needs."""
@@ -210,36 +175,24 @@ class CTCModel:
 
         `new_head` starts the output layer afresh because its vocabulary was built anew.
         """
-        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoModelForCTC
 
         knobs = {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
         attention = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
-        try:
+        remote = {"trust_remote_code": self.trust_remote_code}
+        with pretrained.made():
             if self.name_or_path is None:
                 config = AutoConfig.for_model(**self.architecture)
             else:
-                config = AutoConfig.from_pretrained(self._path(), trust_remote_code=self.trust_remote_code)
+                config = AutoConfig.from_pretrained(self.files().folder(), **remote)
             masks = {"apply_spec_augment": True} if self.mask_time_prob or self.mask_feature_prob else {}
             config.update({**masks, **self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
             if self.name_or_path is None:
                 model = AutoModelForCTC.from_config(config, **attention)
             else:
                 model = AutoModelForCTC.from_pretrained(
-                    self._path(),
-                    config=config,
-                    ignore_mismatched_sizes=new_head,
-                    trust_remote_code=self.trust_remote_code,
-                    **attention,
+                    self.files().folder(), config=config, ignore_mismatched_sizes=new_head, **remote, **attention
                 )
-        except UnpicklingError as error:
-            raise ConfigError(
-                "its weights are a pickle that holds more than weights, which is never loaded; save them as safetensors.",
-                key="model.name_or_path",
-            ) from error
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:400]
-            raise ConfigError(f"the model can't be made: {reason}", key="model") from error
         if new_head and self.name_or_path is not None:  # rows of another vocabulary would be kept where the sizes agree
             for parameter in model.lm_head.parameters():
                 parameter._is_hf_initialized = False  # transformers 5 leaves what it has loaded alone (initialization.py:45 of 5.23)
@@ -255,15 +208,11 @@ class CTCModel:
         """
         import transformers
 
-        key = "model.feature_extractor" if self.name_or_path is None else "model.name_or_path"
-        try:
-            if self.name_or_path is not None:
-                extractor = transformers.AutoFeatureExtractor.from_pretrained(self._path(), trust_remote_code=self.trust_remote_code)
-            else:
-                arguments = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", **self.feature_extractor}
-                extractor = getattr(transformers, str(arguments.pop("feature_extractor_type")))(**arguments)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"no feature extractor can be had: {str(error).splitlines()[0]}", key=key) from error
+        files = None if self.name_or_path is None else self.files()
+        key = "model.feature_extractor" if files is None else "model.name_or_path"
+        extractor = pretrained.feature_extractor(
+            files, self.feature_extractor, trust_remote_code=self.trust_remote_code, default="Wav2Vec2FeatureExtractor"
+        )
         given, wanted = extractor.model_input_names[0], model.main_input_name
         if given != wanted:
             raise ConfigError(f"{type(extractor).__name__} gives {given}, but {type(model).__name__} takes {wanted}.", key=key)
@@ -277,13 +226,6 @@ class CTCModel:
         cls = transformers.Wav2Vec2BertProcessor if wanted == "input_features" else transformers.Wav2Vec2Processor
         return cls(feature_extractor=extractor, tokenizer=tokenizer)
 
-    def _path(self, *, key: str = "model.name_or_path") -> str:
-        """Return the checkpoint's folder: the hub's names too are one here, so that transformers asks no network for its dozen files."""
-        name = str(self.name_or_path)
-        if hub.is_name(name):
-            return str(hub.model_folder(name, key=key, revision=self.revision, cache_dir=self.cache_dir))
-        return str(Path(name).expanduser())
-
     def _check_config_keys(self, model_type: str) -> None:
         """Raise ConfigError for a model type without a CTC model, or a value its config class doesn't take."""
         known_types = string_dict("transformers.models.auto.modeling_auto", "MODEL_FOR_CTC_MAPPING_NAMES")
@@ -292,51 +234,15 @@ class CTCModel:
             problem = "has a CTC model that isn't supported here" if model_type in known_types else "has no CTC model"
             near = did_you_mean(model_type, MODEL_TYPES)
             raise ConfigError(f"{model_type!r} {problem}; these have one that is: {', '.join(MODEL_TYPES)}.{near}", key=key)
-        parameters = _config_parameters(model_type)
         for name in ("architecture", "config") if self.name_or_path is None else ("config",):
-            for entry in getattr(self, name):
-                if parameters and entry not in parameters and entry != "model_type":
-                    raise ConfigError(
-                        f"the config of {model_type} has no such key.{did_you_mean(entry, parameters)}", key=f"{name}.{entry}"
-                    )
-        extractor = str(self.feature_extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor"))
-        takes = _extractor_parameters(extractor) if self.name_or_path is None else ()
-        for entry in self.feature_extractor:
-            if takes and entry not in takes:
-                raise ConfigError(f"{extractor} has no such argument.{did_you_mean(entry, takes)}", key=f"feature_extractor.{entry}")
+            pretrained.check_config_keys(getattr(self, name), model_type, key=name)
+        if self.name_or_path is None:
+            pretrained.check_extractor_keys(self.feature_extractor)
+        parameters = config_parameters(model_type)
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
 
 
-_PACKAGES = {"data2vec-audio": "data2vec"}
-"""Model types that don't lie in a package of their name."""
-_INHERITED = ("apply_spec_augment", "gradient_checkpointing", "id2label", "label2id", "architectures", "torch_dtype", "initializer_range")
 _NOT_OF_THE_PATH = ("vocab_size", "id2label", "label2id", "architectures", "torch_dtype")
 """Keys of a checkpoint's config.json that say what it was, or that `load` decides."""
-
-
-def _config_parameters(model_type: str) -> tuple[str, ...]:
-    """Return the names that the config class of a model type takes; empty when its source isn't found."""
-    parameters = constructor_parameters(*_config_class(model_type))
-    return (*parameters, *_INHERITED) if parameters else ()
-
-
-@lru_cache
-def _config_defaults(model_type: str) -> dict[str, Any]:
-    return constructor_defaults(*_config_class(model_type))
-
-
-def _config_class(model_type: str) -> tuple[str, str]:
-    """Return the module and the name of a model type's config class."""
-    classes = string_dict("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES")
-    package = _PACKAGES.get(model_type, model_type.replace("-", "_"))
-    module = f"transformers.models.{package}.configuration_{model_type.replace('-', '_')}"
-    return module, classes.get(model_type, "")
-
-
-def _extractor_parameters(name: str) -> tuple[str, ...]:
-    """Return the arguments of a feature extractor's class; empty for one whose source isn't known here."""
-    package = {"Wav2Vec2FeatureExtractor": "wav2vec2", "SeamlessM4TFeatureExtractor": "seamless_m4t"}.get(name, "")
-    parameters = constructor_parameters(f"transformers.models.{package}.feature_extraction_{package}", name)
-    return (*parameters, "feature_extractor_type", "return_attention_mask", "padding_side") if parameters else ()

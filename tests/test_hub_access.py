@@ -93,7 +93,7 @@ def test_what_is_cached_is_taken_without_asking(repository, tmp_path):
         "overrides = ['model.name_or_path=someone/tiny', 'vocabulary.tokenizer_name_or_path=someone/tiny', 'trainer.engine=transformers']\n"
         "pipeline = Pipeline.of(composition.to_container(composition.compose(overrides)))\n"
         "pipeline.check_reachable(); pipeline.fetch()\n"
-        "import sys; assert 'torch' not in sys.modules; print(pipeline.model._path())"
+        "import sys; assert 'torch' not in sys.modules; print(pipeline.model.files().folder())"
     )
     with fake.silent() as dead:
         done, _ = python(code, of_hub(dead.url, tmp_path))

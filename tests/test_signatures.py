@@ -65,7 +65,7 @@ def test_a_config_s_parameters_and_defaults_are_those_of_the_class(model_type):
     """Configs of transformers 4.55 have an __init__, those of 5 are dataclasses."""
     from transformers import AutoConfig
 
-    from asr.ctc import _config_class
+    from asr.pretrained import _config_class
 
     real = AutoConfig.for_model(model_type)
     assert {"hidden_size", "mask_time_prob"} <= set(signatures.constructor_parameters(*_config_class(model_type)))

@@ -47,13 +47,20 @@ class Sharded(Source):
     sample_utterances: int = bounded(2000, at_least=1)
     """With streaming: utterances that are looked at beforehand, for a vocabulary and the edges of buckets."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming and self.max_train_samples is not None:
+            raise ConfigError(
+                "a stream has no first utterances: leave it null, and choose shards by train_split or root.", key="max_train_samples"
+            )
+
     def check_reachable(self) -> None:
         self._folder()
 
     def utterances(self, split: str) -> Iterator[Utterance]:
-        """Yield the rows of a split's copy: as many as the source's bounds take of it."""
-        limits = {self.eval_split: self.max_eval_samples} | {self.train_split: self.max_train_samples}
-        limit = self.max_eval_samples if self.streaming else limits[split]
+        """Yield the rows of a split's copy: as many as the source's bounds take of it. A stream's training split isn't copied whole."""
+        of_training = self.sample_utterances if self.streaming else self.max_train_samples
+        limit = {self.train_split: of_training, self.eval_split: self.max_eval_samples}[split]
         path = copying.copied(self.shards(split), f"{self.name}-{split}", limit=limit, on_bad=self.on_bad)
         for row, (name, text, speaker) in enumerate(copying.rows(path)):
             yield Utterance(name, path, text, speaker, row=row, column=copying.COLUMN)

@@ -11,14 +11,15 @@ one epoch and the begin of the next.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from asr.errors import DataError
 from asr.planning import Shape
 from asr.streaming.dealing import Dealing
-from asr.streaming.rules import Item, LeftOut, Rules
+from asr.streaming.plans import StreamPlan
+from asr.streaming.rules import BAD_SHARD, Item, LeftOut, Rules
 from asr.streaming.shards import Ref, Sample, ShardError, Shards
 
 FRUITLESS_EPOCHS = 2
@@ -34,35 +35,6 @@ class Filled(NamedTuple):
     state: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Bins:
-    """The shapes that batches are made in, or `rows` a batch in order of arrival where there are none.
-
-    `length_of` gives the input length of seconds, as long as they may become.
-    """
-
-    shapes: tuple[Shape, ...]
-    rows: int
-    length_of: Any
-
-    def __len__(self) -> int:
-        return max(1, len(self.shapes))
-
-    def of(self, seconds: float, num_labels: int) -> int | None:
-        """Return the number of the tightest bin that holds a row; None where none does."""
-        if not self.shapes:
-            return 0
-        length = self.length_of(seconds)
-        fit = [i for i, shape in enumerate(self.shapes) if length <= shape.length and num_labels <= shape.labels]
-        return min(fit, key=lambda i: (self.shapes[i].length, self.shapes[i].labels), default=None)
-
-    def shape(self, number: int) -> Shape | None:
-        return self.shapes[number] if self.shapes else None
-
-    def rows_of(self, number: int) -> int:
-        return self.shapes[number].rows if self.shapes else self.rows
-
-
 @dataclass
 class Consumer:
     """One of `dealing.num_consumers` readers."""
@@ -71,7 +43,9 @@ class Consumer:
     shards: Shards
     dealing: Dealing
     rules: Rules
-    bins: Bins
+    plan: StreamPlan
+    length_of: Callable[[float], int]
+    """The input length of seconds, as long as they may become."""
     buffer_size: int
     epoch: int = 0
     place: int = 0
@@ -95,7 +69,7 @@ class Consumer:
     """An epoch, and its units that are this reader's."""
 
     def __post_init__(self) -> None:
-        self._waiting = [[] for _ in range(len(self.bins))]
+        self._waiting = [[] for _ in range(self.plan.num_bins)]
 
     def state(self) -> dict[str, Any]:
         """Return where it stands, as JSON."""
@@ -145,13 +119,16 @@ class Consumer:
     def __iter__(self) -> Iterator[Filled]:
         while True:
             item = self._shuffled()
-            number = self.bins.of(item.seconds, len(item.labels))
+            number = self._bin_of(item)
             assert number is not None, "what fits nowhere isn't taken in"
             waiting = self._waiting[number]
             waiting.append(item)
-            if len(waiting) == self.bins.rows_of(number):
+            if len(waiting) == self.plan.rows_of(number):
                 self._waiting[number] = []
-                yield Filled(tuple(waiting), self.bins.shape(number), self.state())
+                yield Filled(tuple(waiting), self.plan.shape(number), self.state())
+
+    def _bin_of(self, item: Item) -> int | None:
+        return self.plan.bin_of(self.length_of(item.seconds), len(item.labels))
 
     def _shuffled(self) -> Item:
         """Return the next utterance in shuffled order."""
@@ -215,7 +192,7 @@ class Consumer:
 
     def _ruled(self, sample: Sample, epoch: int) -> Item | None:
         found = self.rules(sample, self.shards.units[sample.ref.unit].shard, epoch)
-        if isinstance(found, Item) and self.bins.of(found.seconds, len(found.labels)) is None:
+        if isinstance(found, Item) and self._bin_of(found) is None:
             found = LeftOut(NO_SHAPE, f"{found.id}: {found.seconds:.2f} s, {len(found.labels)} labels")
         if isinstance(found, Item):
             return found
@@ -226,7 +203,7 @@ class Consumer:
         """Leave out the rest of a shard that can't be read, or stop there."""
         if self.rules.source.on_bad == "fail":
             raise error
-        self._count("rest of a shard that can't be read", str(error))
+        self._count(BAD_SHARD, str(error))
 
     def _count(self, reason: str, detail: str) -> None:
         told = self.left_out.setdefault(reason, [0, detail])

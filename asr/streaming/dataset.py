@@ -17,15 +17,20 @@ from asr.errors import DataError
 from asr.labels import Labels
 from asr.planning import Shape, Sizes
 from asr.sources import Utterance
-from asr.streaming.consumer import Bins, Consumer
+from asr.streaming.consumer import Consumer
 from asr.streaming.dealing import Dealing
+from asr.streaming.parquet import ParquetFormat
+from asr.streaming.plans import StreamPlan
 from asr.streaming.rules import Item, Rules
 from asr.streaming.shards import Ref, Sample, Shards
+from asr.streaming.tar import TarFormat
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+FORMATS: Mapping[str, type] = {kind.__name__: kind for kind in (ParquetFormat, TarFormat)}
+"""What a run's directory calls the formats of shards."""
 ROW_BITS = 32
 """A row's number is that of its unit, and beneath so many bits its row there: what masks and messages know it by."""
 
@@ -42,12 +47,21 @@ class StreamedDataset(Decoding):
     """What is known of a split that is read as it is trained on. Its length is the corpus', or about it."""
 
     def __init__(
-        self, shards: Shards, rules: Rules, taste: Taste, feature_extractor: Any, *, shuffle_buffer_size: int, **options: Any
+        self,
+        shards: Shards,
+        rules: Rules,
+        taste: Taste,
+        plan: StreamPlan,
+        feature_extractor: Any,
+        *,
+        shuffle_buffer_size: int,
+        **options: Any,
     ) -> None:
         super().__init__(feature_extractor, **options)
         self.shards = shards
         self.rules = rules
         self.taste = taste
+        self.plan = plan
         self.shuffle_buffer_size = shuffle_buffer_size
 
     def __len__(self) -> int:
@@ -67,14 +81,11 @@ class StreamedDataset(Decoding):
         """Utterances by row number, each read again."""
         return _Again(self)
 
-    def consumer(self, number: int, num_consumers: int, *, seed: int, num_here: int, bins: Bins) -> Consumer:
+    def consumer(self, number: int, num_consumers: int, *, seed: int, num_here: int) -> Consumer:
         """Return one of `num_consumers` readers, `num_here` of which share this rank's buffer."""
         dealing = Dealing(len(self.shards.units), num_consumers, seed)
-        return Consumer(number, self.shards, dealing, self.rules, bins, max(1, self.shuffle_buffer_size // num_here))
-
-    def bins(self, shapes: Sequence[Shape], rows: int) -> Bins:
-        """Return the bins of some shapes; without shapes, batches of so many rows."""
-        return Bins(tuple(shapes), rows, _Stretched(self.input_length, self.longest_stretch))
+        length_of = _Stretched(self.input_length, self.longest_stretch)
+        return Consumer(number, self.shards, dealing, self.rules, self.plan, length_of, max(1, self.shuffle_buffer_size // num_here))
 
     def row(self, item: Item, shape: Shape | None) -> Row:
         """Return an utterance that has come by as a row of a batch."""

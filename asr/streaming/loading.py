@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from asr.agreement import Agreement
 from asr.collate import BATCH_FACTS, Batch, Collator, Streamed
-from asr.streaming.consumer import Bins, Consumer
+from asr.streaming.consumer import Consumer
 from asr.streaming.dataset import StreamedDataset, number_of
 
 
@@ -37,20 +37,10 @@ class Readers(IterableDataset):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        dataset: StreamedDataset,
-        collate: Collator,
-        bins: Bins,
-        *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        workers: int,
-        position: Position,
+        self, dataset: StreamedDataset, collate: Collator, *, seed: int, rank: int, world_size: int, workers: int, position: Position
     ) -> None:
         self.dataset = dataset
         self.collate = collate
-        self.bins = bins
         self.seed = seed
         self.rank, self.world_size, self.num_readers = rank, world_size, max(1, workers)
         self.position = position
@@ -70,7 +60,6 @@ class Readers(IterableDataset):  # type: ignore[misc]
             self.world_size * self.num_readers,
             seed=self.seed,
             num_here=self.num_readers,
-            bins=self.bins,
         )
         if self.position.begins is not None:
             consumer.begin_epoch(self.position.begins)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+INCOMPLETE = "no transcript or no audio"
+BAD_SHARD = "rest of a shard that can't be read"
+"""What utterances, and shards, are counted under."""
+
+
 class Item(NamedTuple):
     """An utterance that is waiting for its batch, its audio still encoded."""
 
@@ -52,6 +57,16 @@ class Frames:
         return self.count([self.length(s) for s in seconds])  # type: ignore[no-any-return]
 
 
+def heard(sample: Sample, shard: str) -> float | LeftOut:
+    """Return the seconds that an utterance's header says, or what is wrong with the utterance."""
+    if sample.problem:
+        return LeftOut(INCOMPLETE, sample.problem)
+    try:
+        return audio.seconds_of(Path(shard), row=sample.ref.row, content=sample.audio)
+    except DataError as error:
+        return LeftOut("unreadable audio", str(error))
+
+
 @dataclass(frozen=True)
 class Rules:
     """The bounds of a source, the rules of its text and what a model can hold, for one utterance at a time."""
@@ -64,17 +79,11 @@ class Rules:
 
     def __call__(self, sample: Sample, shard: str, epoch: int) -> Item | LeftOut:
         """Return the utterance or why it is left out; raise DataError for one that is unreadable, with on_bad=fail."""
-        seconds, problem = 0.0, sample.problem
-        reason = "no transcript or no audio"
-        if not problem:
-            try:
-                seconds = audio.seconds_of(Path(shard), row=sample.ref.row, content=sample.audio)
-            except DataError as error:
-                reason, problem = "unreadable audio", str(error)
-        if problem:
+        seconds = heard(sample, shard)
+        if isinstance(seconds, LeftOut):
             if self.source.on_bad == "fail":
-                raise DataError(f"{problem} (dataset.on_bad=drop leaves it out)")
-            return LeftOut(reason, problem)
+                raise DataError(f"{seconds.detail} (dataset.on_bad=drop leaves it out)")
+            return seconds
         text = self.normalise(sample.text)
         reason = manifest.reason_to_leave_out(self.source, seconds, text)
         if reason:

@@ -13,9 +13,10 @@ from asr.fitting import Bounds
 from asr.planning import Shape
 from asr.sources import Source
 from asr.streaming import shards as room
-from asr.streaming.consumer import NO_SHAPE, Bins, Consumer, together
+from asr.streaming.consumer import NO_SHAPE, Consumer, together
 from asr.streaming.dealing import Dealing
 from asr.streaming.parquet import ParquetFormat, footer
+from asr.streaming.plans import StreamPlan
 from asr.streaming.rules import Rules
 from asr.streaming.shards import Shards, Unit
 from asr.streaming.tar import TarFormat
@@ -45,8 +46,8 @@ def shards(request, tmp_path):
 
 def consumer(shards: Shards, *, number=0, of=1, seed=5, shapes=SHAPES, buffer=6, rows=3, **source) -> Consumer:
     rules = Rules(Source(**source), str.strip, lambda text: [ord(c) for c in text], Bounds())
-    bins = Bins(tuple(shapes), rows, lambda seconds: round(16000 * seconds))
-    return Consumer(number, shards, Dealing(len(shards.units), of, seed), rules, bins, buffer)
+    dealing = Dealing(len(shards.units), of, seed)
+    return Consumer(number, shards, dealing, rules, StreamPlan(tuple(shapes), rows), lambda seconds: round(16000 * seconds), buffer)
 
 
 def number_of(item) -> int:

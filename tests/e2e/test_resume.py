@@ -1,4 +1,4 @@
-"""Runs stopped at any moment go on as if nothing had been. What forks runs is in stopped.py, in a process of its own."""
+"""Runs stopped at any moment go on as if nothing had been. What forks runs is in stopped.py and stopped_streams.py, in a process of its own."""
 
 import json
 import os
@@ -17,10 +17,12 @@ import killing
 HERE = Path(__file__).parent
 
 
-def in_its_own_process(*options: str) -> None:
+def in_its_own_process(*options: str, files: tuple[str, ...] = ("stopped.py", "stopped_streams.py")) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([*command, str(HERE / "stopped.py")], capture_output=True, text=True, env=environment, timeout=1500, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "streaming")])}
+    done = subprocess.run(
+        [*command, *(str(HERE / file) for file in files)], capture_output=True, text=True, env=environment, timeout=1500, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -30,7 +32,12 @@ def test_runs_that_are_stopped():
 
 @pytest.mark.slow
 def test_runs_that_are_stopped_at_each_of_their_steps():
-    in_its_own_process("-m", "slow")
+    in_its_own_process("-m", "slow", files=("stopped.py",))
+
+
+@pytest.mark.slow
+def test_streams_that_are_stopped_at_each_of_their_steps():
+    in_its_own_process("-m", "slow", files=("stopped_streams.py",))
 
 
 # ---- slow: launches of two ranks ----

@@ -41,6 +41,9 @@ RANGES: dict[str, Mapping[str, float]] = {
     "throughput_warmup_steps": _NOT_NEGATIVE,
     "eval_delay": _NOT_NEGATIVE,
     "ddp_timeout": _COUNT,
+    "generation_max_length": _COUNT,
+    "generation_num_beams": _COUNT,
+    "label_smoothing_factor": _SHARE,
     "torch_empty_cache_steps": _COUNT,
 }
 """Arguments that have a range, though their class doesn't check it."""
@@ -66,7 +69,8 @@ ELSEWHERE = {
     "save_on_each_node": "servers share the run directory",
     "hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
     "push_to_hub_token": "tokens come from the environment (HF_TOKEN) and are never written",
-    "label_smoothing_factor": "CTC has no smoothed labels",
+    "sortish_sampler": "the batching group says which utterances share a batch",
+    "generation_config": "model.generation holds its values",
     "eval_do_concat_batches": "an evaluation is scored as a whole",
     "batch_eval_metrics": "an evaluation is scored as a whole",
     "prediction_loss_only": "trainer.eval_metrics says what is scored",
@@ -75,11 +79,14 @@ ELSEWHERE = {
     "overwrite_output_dir": "a run never overwrites another",
 }
 """Arguments that another key decides, with that key."""
+NOT_FOR_CTC = {"label_smoothing_factor": "CTC has no smoothed labels"}
+"""Arguments that only a trainer whose models generate has a use for."""
 
 
 def argument_names() -> list[str]:
     """Return every name that trainer.args takes, with any installed engine."""
-    known = {name for engine in engines.names() for name in engines.engine(engine).argument_fields()}
+    every = [engines.engine(name, generates=generates) for name in engines.names() for generates in (False, True)]
+    known = {name for engine in every for name in engine.argument_fields()}
     return sorted(known - set(ELSEWHERE))
 
 
@@ -97,8 +104,9 @@ def checked(args: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
 def _checked_argument(name: str, value: Any, engine: Engine) -> Any:
     """Return the value of one training argument, or raise ConfigError with its key."""
     key = f"args.{name}"
-    if name in ELSEWHERE:
-        raise ConfigError(f"is not set here: {ELSEWHERE[name]}.", key=key)
+    elsewhere = ELSEWHERE if engine.generates else ELSEWHERE | NOT_FOR_CTC
+    if name in elsewhere:
+        raise ConfigError(f"is not set here: {elsewhere[name]}.", key=key)
     known = engine.argument_fields()
     try:
         spelt = arguments.installed(name, value, known)
@@ -122,7 +130,9 @@ def _checked_argument(name: str, value: Any, engine: Engine) -> Any:
 
 def _unknown_argument(name: str, engine: Engine) -> str:
     """Say that the engine takes no such argument, and which other does."""
-    others = [other for other in engines.names() if name in engines.engine(other).argument_fields()]
+    others = [other for other in engines.names() if name in engines.engine(other, generates=engine.generates).argument_fields()]
+    if not others and name in engine.generating().argument_fields():
+        return f"{engine.ARGUMENTS[1]} has no such field: it belongs to trainer=seq2seq, whose models generate."
     if others:
         return f"{engine.ARGUMENTS[1]} has no such field; it belongs to trainer.engine={' or '.join(others)}."
     taken = {*engine.argument_fields(), *arguments.SPELLINGS} - set(ELSEWHERE)

@@ -38,7 +38,8 @@ class Watched:
 
     def again(self, dataset: UtteranceDataset, collate: Collator) -> dict[str, Any]:
         """Return the batch as the loader made it, but for its facts: rows depend on nothing but their slots."""
-        slots = [Slot(row, self.shape, self.facts.epoch, self.facts.rows_per_rank) for row in self.facts.rows]
+        facts = self.facts
+        slots = [Slot(row, self.shape, facts.epoch, facts.rows_per_rank, facts.labels_per_rank) for row in facts.rows]
         return {name: value for name, value in collate([dataset[slot] for slot in slots]).items() if name != BATCH_FACTS}
 
 

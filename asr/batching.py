@@ -11,11 +11,15 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asr.config import bounded
 from asr.errors import ConfigError
 from asr.planning import Plan, Shape, Sizes, plan_buckets, planned
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 POOL_BATCHES = 50  # batches sorted together: as in transformers' LengthGroupedSampler, enough to leave little padding
 MOST_GRAPHS = 10  # what optimum-habana's ModuleCacher keeps, whatever max_hpu_graphs says (trainer.py:512)
@@ -26,13 +30,15 @@ class Slot(NamedTuple):
     """One row of a batch: a row number, or FILLER; the shape of its batch (None: the longest row decides); the epoch.
 
     `rows_per_rank` is how many rows that are no fillers each of several ranks has in this step, on average: what a mean
-    loss is divided by, so that an utterance weighs as much on whichever rank it is. None with one rank.
+    loss is divided by, so that an utterance weighs as much on whichever rank it is. `labels_per_rank` is how many labels these
+    rows have, likewise. None with one rank.
     """
 
     row: int
     shape: Shape | None
     epoch: int
     rows_per_rank: float | None = None
+    labels_per_rank: float | None = None
 
 
 class Batches:
@@ -95,20 +101,25 @@ class PlannedBatches(Batches):
             filled = [*numbers[start:end], *[FILLER] * (shape.rows - (end - start))]
             batches.append([Slot(row, shape, self.epoch) for row in filled])
             start = end
-        return (weighed(batches[i : i + plan.world_size]) for i in range(0, count, plan.world_size))
+        return (weighed(batches[i : i + plan.world_size], plan.labels) for i in range(0, count, plan.world_size))
 
 
-def weighed(run: list[list[Slot]]) -> list[list[Slot]]:
-    """Return the batches that several ranks take in one step with the number of their rows that count."""
+def weighed(run: list[list[Slot]], labels: Sequence[int] | NDArray[np.int64] | None) -> list[list[Slot]]:
+    """Return the batches that several ranks take in one step with the number of their rows that count, and of these rows' labels.
+
+    `labels` has the number of labels of every row of the split; None where nobody asks for them.
+    """
     if len(run) == 1:
         return run
-    mean = sum(slot.row != FILLER for batch in run for slot in batch) / len(run)
-    return [[slot._replace(rows_per_rank=mean) for slot in batch] for batch in run]
+    rows = [slot.row for batch in run for slot in batch if slot.row != FILLER]
+    num_rows = len(rows) / len(run)
+    num_labels = None if labels is None else sum(int(labels[row]) for row in rows) / len(run)
+    return [[slot._replace(rows_per_rank=num_rows, labels_per_rank=num_labels) for slot in batch] for batch in run]
 
 
-def _size(run: list[list[Slot]]) -> tuple[int, int]:
+def _size(run: list[list[Slot]]) -> tuple[int, ...]:
     shape = run[0][0].shape
-    return (shape.length * shape.rows, shape.length) if shape else (0, 0)
+    return (shape.length * shape.rows, shape.length, shape.labels * shape.rows) if shape else ()
 
 
 class LengthGroupedBatches(Batches):
@@ -128,8 +139,10 @@ class LengthGroupedBatches(Batches):
         group_by_length: bool = True,
         drop_last: bool = False,
         world_size: int = 1,
+        labels: Sequence[int] | None = None,
     ) -> None:
         self.lengths = lengths
+        self.labels = labels
         self.rows = rows
         self.seed = seed
         self.group_by_length = group_by_length
@@ -141,7 +154,7 @@ class LengthGroupedBatches(Batches):
         return _up_to(full + (1 if rest and not self.drop_last else 0), self.world_size)
 
     def __iter__(self) -> Iterator[list[Slot]]:
-        return _for_all_ranks(self._batches(), self.lengths, self.rows, self.epoch, self.world_size)
+        return _for_all_ranks(self._batches(), self.lengths, self.labels, self.rows, self.epoch, self.world_size)
 
     def _batches(self) -> list[list[int]]:
         dice = random.Random(f"{self.seed}/{self.epoch}")
@@ -166,8 +179,9 @@ class LengthGroupedBatches(Batches):
 class SortedBatches(Batches):
     """Batches for evaluation: every row once, longest first, no shuffling."""
 
-    def __init__(self, lengths: Sequence[int], rows: int, *, world_size: int = 1) -> None:
+    def __init__(self, lengths: Sequence[int], rows: int, *, world_size: int = 1, labels: Sequence[int] | None = None) -> None:
         self.lengths = lengths
+        self.labels = labels
         self.rows = rows
         self.world_size = world_size
 
@@ -176,10 +190,12 @@ class SortedBatches(Batches):
 
     def __iter__(self) -> Iterator[list[Slot]]:
         order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
-        return _for_all_ranks(list(_cut(order, self.rows)), self.lengths, self.rows, self.epoch, self.world_size)
+        return _for_all_ranks(list(_cut(order, self.rows)), self.lengths, self.labels, self.rows, self.epoch, self.world_size)
 
 
-def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, epoch: int, world_size: int) -> Iterator[list[Slot]]:
+def _for_all_ranks(
+    batches: list[list[int]], lengths: Sequence[int], labels: Sequence[int] | None, rows: int, epoch: int, world_size: int
+) -> Iterator[list[Slot]]:
     """Yield slots; with several ranks every batch has all its rows and every rank as many batches, fillers where there are none.
 
     Otherwise one rank would wait for others that have no batch, or gather tensors of another size.
@@ -192,7 +208,7 @@ def _for_all_ranks(batches: list[list[int]], lengths: Sequence[int], rows: int, 
         shape = Shape(max(lengths[row] for row in batches[-1]), 1, rows)
         filled.append([Slot(FILLER, shape, epoch)] * rows)
     for i in range(0, len(filled), world_size):
-        yield from weighed(filled[i : i + world_size])
+        yield from weighed(filled[i : i + world_size], labels)
 
 
 def _up_to(count: int, world_size: int) -> int:
@@ -275,6 +291,11 @@ class Buckets(Batching):
     """Share of the longest utterance's work that grows with the square of the length; 0 counts padded seconds alone."""
     max_batch_size: int | None = bounded(None, at_least=1)
     """Most rows of a batch, whatever the budget of seconds; null sets no bound."""
+    label_share: float | None = bounded(None, at_least=0, at_most=1)
+    """Share of the largest row's work that grows with its labels: shapes differ in labels too where it isn't 0.
+    null takes 0 for CTC, and 0.3 for a model with a decoder."""
+    label_unit: int = bounded(1, at_least=1)
+    """The labels of a shape are rounded up to a multiple of this."""
     plan_file: str | None = None
     """With dataset.streaming: manifest/train.plan.json of an earlier streamed run, for its lengths and labels; null plans from a sample."""
 
@@ -290,6 +311,8 @@ class Buckets(Batching):
             world_size=world_size,
             attention_share=self.attention_share,
             most_rows=self.max_batch_size,
+            label_share=sizes.label_share if self.label_share is None else self.label_share,
+            label_unit=self.label_unit,
         )
 
     def _budget(self, longest: int, sizes: Sizes, batch_size: int) -> int:
@@ -312,8 +335,9 @@ class Buckets(Batching):
 class Fixed(Batching):
     """One static shape, as the published script pads: every utterance to the same length and number of labels."""
 
-    seconds: float = bounded(20.0, above=0)
-    """Longer utterances are left out, counted and listed."""
+    seconds: float | None = bounded(20.0, above=0)
+    """Longer utterances are left out, counted and listed; null leaves out none and pads to the longest, which is the only
+    length there is where a model's input is always as long."""
     labels: int = bounded(500, at_least=1)
     """Utterances with more labels are left out, counted and listed."""
 
@@ -322,7 +346,7 @@ class Fixed(Batching):
         return 1
 
     @property
-    def most_seconds(self) -> float:
+    def most_seconds(self) -> float | None:
         return self.seconds
 
     @property
@@ -332,14 +356,17 @@ class Fixed(Batching):
     def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
         import numpy as np
 
-        length = np.array([sizes.length_of(self.seconds)])
+        longest = -(-int(sizes.lengths.max()) // sizes.unit) * sizes.unit
+        length = np.array([longest if self.seconds is None else sizes.length_of(self.seconds)])
         shape_of = np.zeros(len(sizes.lengths), np.int64)
         return planned(sizes, length, shape_of, lambda _: batch_size, None, world_size, self.labels)
 
     def shapes_of_stream(
         self, sizes: Sizes, batch_size: int, *, longest_seconds: float | None, most_labels: int | None
     ) -> tuple[Shape, ...]:
-        return (Shape(sizes.length_of(self.seconds), self.labels, batch_size),)
+        sizes = sizes if longest_seconds is None else with_row(sizes, sizes.length_of(longest_seconds))
+        (shape,) = self.plan(sizes, batch_size).shapes
+        return (shape._replace(rows=batch_size),)
 
 
 LABEL_ROOM = 1.2
@@ -399,7 +426,8 @@ class Longest(Batching):
             group_by_length=groups_by_length(args),
             drop_last=args.dataloader_drop_last,
             world_size=world_size,
+            labels=sizes.labels.tolist(),
         )
 
     def evaluate(self, sizes: Sizes, batch_size: int, *, world_size: int) -> Any:
-        return SortedBatches(sizes.lengths.tolist(), batch_size, world_size=world_size)
+        return SortedBatches(sizes.lengths.tolist(), batch_size, world_size=world_size, labels=sizes.labels.tolist())

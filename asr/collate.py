@@ -46,7 +46,8 @@ class BatchFacts:
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
     of each row, 0 for a filler. `label_lengths`: labels of each, likewise. `seconds`: audio of each. `bad`: row number and
-    problem of rows that couldn't be decoded. `rows_per_rank` and `epoch`: as in asr.batching.Slot. `stream`: where it is a stream's.
+    problem of rows that couldn't be decoded. `rows_per_rank`, `labels_per_rank` and `epoch`: as in asr.batching.Slot. `stream`: where it
+    is a stream's.
     """
 
     rows: tuple[int, ...]
@@ -56,6 +57,7 @@ class BatchFacts:
     bad: tuple[tuple[int, str], ...] = ()
     rows_per_rank: float | None = None
     epoch: int = 0
+    labels_per_rank: float | None = None
     stream: Streamed | None = None
 
     @property
@@ -79,6 +81,7 @@ class Row:
     shape: Shape | None = None
     epoch: int = 0
     rows_per_rank: float | None = None
+    labels_per_rank: float | None = None
     problem: str = ""
 
 
@@ -86,7 +89,7 @@ class Decoding:
     """Waveforms to rows: augmented and turned into features, deterministically.
 
     `on_bad`: "drop" turns a row that can't be decoded into a filler with its problem, "fail" raises its DataError.
-    `max_bad_fraction`: most of the rows that whoever trains on them may find to be such.
+    `max_bad_fraction`: most of the rows that whoever trains on them may find to be such. `label_share`: as in asr.planning.Sizes.
     """
 
     def __init__(
@@ -97,12 +100,14 @@ class Decoding:
         max_bad_fraction: float = 1.0,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        label_share: float = 0.0,
     ) -> None:
         self.feature_extractor = feature_extractor
         self.on_bad = on_bad
         self.max_bad_fraction = max_bad_fraction
         self.augmentation = augmentation
         self.seed = seed
+        self.label_share = label_share
         self.input_length = InputLength.of(feature_extractor.to_dict())
 
     @property
@@ -115,7 +120,7 @@ class Decoding:
         import numpy as np
 
         lengths = np.array([self.input_length(s * self.longest_stretch) for s in seconds], np.int64)
-        return Sizes(lengths, labels.lengths, self.input_length, self.input_length.unit)
+        return Sizes(lengths, labels.lengths, self.input_length, self.input_length.unit, self.label_share)
 
     def decoded(self, row: Row, utterance_id: str, read: Callable[[], NDArray[np.float32]]) -> Row:
         """Return the row with its inputs; one that can't be `read` with its problem, or raise its DataError."""
@@ -148,12 +153,12 @@ class UtteranceDataset(Decoding):
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""
-        number, shape, epoch, rows_per_rank = slot if isinstance(slot, tuple) else Slot(slot, None, 0)
+        number, shape, epoch, rows_per_rank, labels_per_rank = slot if isinstance(slot, tuple) else Slot(slot, None, 0)
         if number == FILLER:
-            return Row(FILLER, None, (), 0.0, 0, shape, epoch, rows_per_rank)
+            return Row(FILLER, None, (), 0.0, 0, shape, epoch, rows_per_rank, labels_per_rank)
         utterance = self.utterances[number]
         seconds = utterance.seconds or 0.0
-        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank)
+        row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank, labels_per_rank)
         return self.decoded(row, utterance.id, lambda: self._read(utterance))
 
     def _read(self, utterance: Utterance) -> NDArray[np.float32]:
@@ -168,13 +173,22 @@ class UtteranceDataset(Decoding):
 
 
 @dataclass(frozen=True)
+class DecoderStart:
+    """What a decoder is given to begin with, and instead of labels that are none."""
+
+    start_token_id: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
 class Collator:
     """Pads rows on the right to their planned shape: inputs with the extractor's padding value, labels with -100.
 
-    Gives float32 inputs [batch, frames, features] or [batch, samples] under the extractor's name, int32
-    `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], and `facts`; with
-    `spec_augment` also its masks, bool. A filler's inputs are the padding value, all of it attended to (attention over
-    nothing is NaN), without labels.
+    Gives float32 inputs [batch, frames, features], [batch, samples] or, for Whisper, [batch, mel bins, frames] under the
+    extractor's name, int32 `attention_mask` [batch, frames] where the model takes one, int64 `labels` [batch, labels], for
+    a decoder int64 `decoder_input_ids` [batch, labels], and `facts`; with `spec_augment` also its masks, bool, but for Whisper,
+    whose inputs are masked here. A filler's inputs are the padding value, all of it attended to (attention over nothing is
+    NaN), without labels.
     """
 
     input_name: str
@@ -185,18 +199,33 @@ class Collator:
     spec_augment: SpecAugment | None = None
     mask_frames: FrameCount | None = None
     """Frames that `spec_augment` masks: those before any adapter."""
+    window: InputLength | None = None
+    """Whisper's: its inputs are windows of one length, features first."""
+    decoder: DecoderStart | None = None
 
     @classmethod
     def for_extractor(cls, feature_extractor: Any) -> Collator:
         name = feature_extractor.model_input_names[0]
+        length = InputLength.of(feature_extractor.to_dict())
+        if length.window_frames is not None:
+            return cls(name, float(feature_extractor.padding_value), False, feature_extractor.feature_size, window=length)
         width = feature_extractor.num_mel_bins * feature_extractor.stride if name == "input_features" else None
         # group-normed models (wav2vec2-base) were pretrained without a mask; their extractor says so
         return cls(name, float(feature_extractor.padding_value), bool(feature_extractor.return_attention_mask), width)
 
     def with_masks_for(self, model: PreTrainedModel, seed: int) -> Collator:
-        """Return the same collator with the masks that the model's config asks for, if any."""
-        frames = FrameCount.of(model.config.to_dict(), with_adapter=False)
+        """Return the same collator with the masks that the config of the model, or of its encoder, asks for, if any."""
+        config = getattr(model.config, "encoder", model.config)
+        frames = FrameCount.of(config.to_dict(), with_adapter=False)
         return replace(self, spec_augment=SpecAugment.for_model(model, seed), mask_frames=frames)
+
+    def for_decoder(self, start: DecoderStart) -> Collator:
+        """Return the same collator that gives a decoder its inputs: the labels, one later."""
+        return replace(self, decoder=start)
+
+    def padded_length(self, inputs: Any) -> int:
+        """Return the padded length of a batch's inputs: frames or samples."""
+        return int(inputs.shape[2 if self.window else 1])
 
     def for_evaluation(self) -> Collator:
         """Return the same collator without masks of SpecAugment."""
@@ -227,17 +256,41 @@ class Collator:
                 inputs[i, :real] = row.inputs[:real]
             inputs[i, real:] = self.padding_value
             labels[i, : len(row.labels)] = row.labels
-            lengths.append(real)
+            lengths.append(real if self.window is None or row.inputs is None else self.window.audio_frames(row.seconds))
+        facts = _facts(rows, lengths)
+        if self.window:
+            inputs = self._masked(inputs, facts).transpose(0, 2, 1).copy()
         batch = {self.input_name: torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
         if self.with_attention_mask:
             batch["attention_mask"] = _attention_mask(lengths, length)
-        facts = _facts(rows, lengths)
-        if self.spec_augment and self.mask_frames:
+        if self.decoder:
+            batch["decoder_input_ids"] = torch.from_numpy(self._decoder_inputs(labels, self.decoder))
+        if self.spec_augment and self.mask_frames and not self.window:
             frames = self.mask_frames(lengths).tolist()
-            masks = self.spec_augment.draw(frames, int(self.mask_frames(length)), epoch=rows[0].epoch, rows=facts.rows)
+            masks = self.spec_augment.draw(frames, int(self.mask_frames(length)), epoch=facts.epoch, rows=facts.rows)
             names = ("mask_time_indices", "mask_feature_indices")
             batch |= {name: torch.from_numpy(mask) for name, mask in zip(names, masks, strict=True) if mask is not None}
         return Batch(**batch, **{BATCH_FACTS: facts})
+
+    def _masked(self, inputs: NDArray[np.float32], facts: BatchFacts) -> NDArray[np.float32]:
+        """Return inputs [batch, frames, features] with SpecAugment's spans of them set to 0, which Whisper's forward would draw itself."""
+        if self.spec_augment is None:
+            return inputs
+        times, features = self.spec_augment.draw(facts.lengths, inputs.shape[1], epoch=facts.epoch, rows=facts.rows)
+        if times is not None:
+            inputs[times] = 0
+        if features is not None:
+            inputs.transpose(0, 2, 1)[features] = 0
+        return inputs
+
+    @staticmethod
+    def _decoder_inputs(labels: NDArray[np.int64], decoder: DecoderStart) -> NDArray[np.int64]:
+        """Return the start and then all labels but the last, padding where there are none."""
+        import numpy as np
+
+        shifted = np.full_like(labels, decoder.start_token_id)
+        shifted[:, 1:] = np.where(labels[:, :-1] == -100, decoder.pad_token_id, labels[:, :-1])
+        return shifted
 
 
 class Batch(dict[str, Any]):
@@ -277,4 +330,5 @@ def _facts(rows: Sequence[Row], lengths: Sequence[int]) -> BatchFacts:
         bad=tuple((r.number, r.problem) for r in rows if r.problem),
         rows_per_rank=rows[0].rows_per_rank,
         epoch=rows[0].epoch,
+        labels_per_rank=rows[0].labels_per_rank,
     )

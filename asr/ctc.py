@@ -33,6 +33,9 @@ KNOBS = (
 class CTCModel:
     """A model of transformers' CTC mapping, from a checkpoint or from scratch. Null leaves a checkpoint's own value."""
 
+    generates = False
+    tokenizer_kind = "ctc"
+
     name_or_path: str | None = None
     """A local folder or hub name: a CTC model, or a pretrained encoder, which gets a new output layer."""
     revision: str | None = None
@@ -99,6 +102,27 @@ class CTCModel:
         return self.name_or_path is not None and any(
             str(name).endswith("ForCTC") for name in self.checkpoint_config().get("architectures") or []
         )
+
+    def is_trained(self) -> bool:
+        """Say whether the checkpoint can be evaluated without training."""
+        return self.has_own_tokenizer()
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ConfigError for a tokenizer without a blank."""
+        if tokenizer.pad_token_id is None:
+            name = getattr(tokenizer, "name_or_path", "")
+            raise ConfigError(f"the tokenizer of {name!r} has no pad token, which CTC takes as its blank.", key="vocabulary")
+
+    def most_labels(self) -> int | None:
+        """Return none: only the frames bound the labels."""
+        return None
+
+    def most_seconds(self) -> float | None:
+        """Return none: audio of any length is heard."""
+        return None
+
+    def input_masks(self, config: Any, seed: int) -> None:
+        """Return none: masks are of hidden states, and forward is given them."""
 
     def frame_count(self) -> FrameCount:
         """Return how many output frames the model gives, from its config alone; takes no torch."""

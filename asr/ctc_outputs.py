@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from asr.collate import BatchFacts
 
@@ -23,6 +24,16 @@ def frame_lengths(model: PreTrainedModel, input_lengths: Sequence[int]) -> torch
     import torch
 
     return model._get_feat_extract_output_lengths(torch.tensor(input_lengths)).to(torch.int64).clamp(min=1)
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[NDArray[Any]], list[str]]:
+    """Return what turns tokens of frames [rows, frames] into text; what is below zero is the evaluation loop's padding."""
+
+    def decode(tokens: NDArray[Any]) -> list[str]:
+        tokens[tokens < 0] = tokenizer.pad_token_id
+        return list(tokenizer.batch_decode(tokens))
+
+    return decode
 
 
 def greedy_tokens(logits: torch.Tensor, frames: torch.Tensor, blank_id: int) -> torch.Tensor:

@@ -11,11 +11,13 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import (
     checkpoints,
+    ctc_outputs,
     early_stopping,
     engines,
     failures,
@@ -26,14 +28,16 @@ from asr import (
     permissions,
     preparing,
     runs,
+    seq2seq_outputs,
     sessions,
     stops,
     submission,
     supervision,
     topology,
     trainer,
+    whisper_tokenizer,
 )
-from asr.collate import Collator, UtteranceDataset
+from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
@@ -278,8 +282,22 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     datasets = {role: _dataset(pipeline, run, role, table, tokenizer, extractor) for role, table in tables.items()}
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
-    scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text, pipeline.trainer.eval_metrics)
+    if pipeline.model.tokenizer_kind == "whisper":
+        references["eval"] = [whisper_tokenizer.without_timestamps(reference) for reference in references["eval"]]
+    generates = pipeline.model.generates
+    scorer = metrics.Scorer(
+        tables["eval"].utterances,
+        references["eval"],
+        seq2seq_outputs.decoder(tokenizer) if generates else ctc_outputs.decoder(tokenizer),
+        pipeline.text,
+        pipeline.trainer.eval_metrics,
+        datasets["eval"].labels.lengths.tolist() if generates else None,
+    )
     collator = Collator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
+    if generates:
+        collator = collator.for_decoder(DecoderStart(model.config.decoder_start_token_id, model.config.pad_token_id))
+    if masks := pipeline.model.input_masks(model.config, pipeline.seed):
+        collator = replace(collator, spec_augment=masks)
     model = takes_masks(model)
     if "train" in datasets:
         freezing.freeze_unused(model, collator.example(extractor))

@@ -18,15 +18,23 @@ FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms at 16 kHz, as in Seamle
 
 @dataclass(frozen=True)
 class InputLength:
-    """How long a model's input is for so many seconds: samples, or stacks of `stride` log-mel frames."""
+    """How long a model's input is for so many seconds: samples, stacks of `stride` log-mel frames, or Whisper's window.
+
+    `window_frames` is Whisper's: its input has as many frames for whatever seconds; what is longer than `window_seconds` is cut off.
+    """
 
     sample_rate_hz: int
     stride: int | None = None
+    window_frames: int | None = None
+    window_seconds: float | None = None
 
     @classmethod
     def of(cls, extractor: Mapping[str, Any]) -> InputLength:
         """Read it from a feature extractor's own config (preprocessor_config.json), no class of it needed."""
         rate = int(extractor.get("sampling_rate", 16000))
+        if extractor.get("feature_extractor_type") == "WhisperFeatureExtractor":
+            seconds, hop = int(extractor.get("chunk_length", 30)), int(extractor.get("hop_length", 160))
+            return cls(rate, None, seconds * rate // hop, float(seconds))
         log_mel = extractor.get("feature_extractor_type") == "SeamlessM4TFeatureExtractor"
         return cls(rate, int(extractor.get("stride", 2)) if log_mel else None)
 
@@ -35,6 +43,8 @@ class InputLength:
         return self.of_samples(round(seconds * self.sample_rate_hz))
 
     def of_samples(self, num_samples: int) -> int:
+        if self.window_frames is not None:
+            return self.window_frames
         if self.stride is None:
             return num_samples
         frames = 1 + (max(num_samples, shortest(self.stride)) - FRAME) // HOP
@@ -44,7 +54,13 @@ class InputLength:
     @property
     def unit(self) -> int:
         """What lengths are rounded up to: a fiftieth of a second of waveform, or one stack of frames."""
-        return self.sample_rate_hz // 50 if self.stride is None else 1
+        return self.sample_rate_hz // 50 if self.stride is None and self.window_frames is None else 1
+
+    def audio_frames(self, seconds: float) -> int:
+        """Return how many of the input's frames are audio: all of them, but in Whisper's window."""
+        if self.window_frames is None or self.window_seconds is None:
+            return self(seconds)
+        return min(round(seconds / self.window_seconds * self.window_frames), self.window_frames)
 
 
 def shortest(stride: int) -> int:
@@ -66,6 +82,9 @@ def extract(feature_extractor: Any, waveform: NDArray[np.float32]) -> NDArray[np
         variance = (centred * centred).sum() / np.float32(len(centred))  # the very bits of waveform.var(), which takes the mean again
         centred /= np.sqrt(variance + 1e-7)
         return centred  # type: ignore[no-any-return]
+    if kind == "WhisperFeatureExtractor":  # its silence depends on the loudest frame: the window is made whole, [frames, mel bins]
+        window = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_tensors="np")
+        return np.ascontiguousarray(window["input_features"][0].T)
     features = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_attention_mask=True, return_tensors="np")
     return features[feature_extractor.model_input_names[0]][0][features["attention_mask"][0].astype(bool)]  # type: ignore[no-any-return]
 

@@ -21,12 +21,14 @@ class Bounds:
     """What an utterance must fit into; None sets no bound.
 
     `frames` gives a CTC model's output frames for seconds of audio, float [rows] to int64 [rows]. `decoder_labels` is the most that
-    a decoder takes (Whisper: 448). `shape_seconds` and `shape_labels` are the most that a batch's fixed shape holds.
+    a decoder takes (Whisper: 448), `window_seconds` what its encoder hears (30). `shape_seconds` and `shape_labels` are the most that
+    a batch's fixed shape holds.
     `fastest` and `slowest` are what speed perturbation multiplies a duration by at least and at most.
     """
 
     frames: Callable[[Sequence[float]], NDArray[np.int64]] | None = None
     decoder_labels: int | None = None
+    window_seconds: float | None = None
     shape_seconds: float | None = None
     shape_labels: int | None = None
     fastest: float = 1.0
@@ -48,6 +50,8 @@ def unfit(seconds: Sequence[float], labels: Labels, bounds: Bounds) -> dict[int,
     for row, (duration, count) in enumerate(zip(seconds, labels.lengths.tolist(), strict=True)):
         if bounds.decoder_labels is not None and count > bounds.decoder_labels:
             reasons[row] = f"more labels than the decoder takes ({bounds.decoder_labels})"
+        elif bounds.window_seconds is not None and duration * bounds.slowest > bounds.window_seconds:
+            reasons[row] = f"longer than the model hears ({bounds.window_seconds:g} s){at_speed}"
         elif bounds.shape_labels is not None and count > bounds.shape_labels:
             reasons[row] = f"more labels than batching.labels ({bounds.shape_labels})"
         elif bounds.shape_seconds is not None and duration * bounds.slowest > bounds.shape_seconds:

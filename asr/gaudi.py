@@ -22,6 +22,7 @@ from asr.errors import ConfigError
 log = logging.getLogger(__name__)
 
 ARGUMENTS_CLASS = ("optimum.habana.transformers.training_args", "GaudiTrainingArguments")
+GENERATING_ARGUMENTS_CLASS = ("optimum.habana.transformers.training_args_seq2seq", "GaudiSeq2SeqTrainingArguments")
 _VALIDATED_VERSION = "1.24.0"  # CURRENTLY_VALIDATED_SYNAPSE_VERSION of optimum-habana 1.21.2 (utils/misc.py)
 _VERSION_QUESTION = "pip list | grep habana-torch-plugin"
 
@@ -117,9 +118,39 @@ def _version_answered() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def trainer_class() -> type:
-    """Return the real GaudiTrainer."""
-    return optimum_habana().GaudiTrainer  # type: ignore[no-any-return]
+def trainer_class(*, generates: bool = False) -> type:
+    """Return the real GaudiTrainer or GaudiSeq2SeqTrainer."""
+    library = optimum_habana()
+    return library.GaudiSeq2SeqTrainer if generates else library.GaudiTrainer  # type: ignore[no-any-return]
+
+
+HPU_GENERATION = ("lazy_mode", "hpu_graphs", "ignore_eos")
+"""What GaudiSeq2SeqTrainer tells every generate() (trainer_seq2seq.py:300-312), and only one that is adapted to HPUs takes."""
+
+
+def generate_on_cpu(trainer: Any) -> None:
+    """Let GaudiSeq2SeqTrainer's evaluations generate on a CPU, where models keep transformers' own generate().
+
+    A process without others is left without the barrier that it calls in eager mode whether there is a process group or not
+    (trainer_seq2seq.py:360): local_rank is 0 in such a process, and -1 says that there is none.
+    """
+    import torch.distributed
+
+    generate, prediction_step = trainer.model.generate, trainer.prediction_step
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return generate(*args, **{name: value for name, value in kwargs.items() if name not in HPU_GENERATION})
+
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        if torch.distributed.is_initialized():
+            return prediction_step(*args, **kwargs)
+        before, trainer.args.local_rank = trainer.args.local_rank, -1
+        try:
+            return prediction_step(*args, **kwargs)
+        finally:
+            trainer.args.local_rank = before
+
+    trainer.model.generate, trainer.prediction_step = plain, alone
 
 
 def divides_by_accumulation(args: Any) -> bool:

@@ -18,7 +18,7 @@ from asr.sources import Utterance
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    from transformers import EvalPrediction
 
 ERROR_RATE = Path(__file__).resolve().parent / "evaluate_modules" / "error_rate.py"
 BUILT_IN = ("wer", "cer", "mer")
@@ -70,15 +70,19 @@ class Scorer:
     row numbers in the manifest, so that references come from the transcripts and not from what the tokenizer
     could spell of them. Row numbers below zero are fillers and count for nothing. The loss is the mean over utterances
     with a finite one: CTC's is infinite where labels don't fit into the frames, which `num_infinite_losses` counts.
+    A decoder's is the mean over labels: `weights` has their numbers.
 
     Of a batch only text and losses are kept, so that an evaluation takes no more memory with more frames or a larger vocabulary.
     """
 
     utterances: Sequence[Utterance]
     references: Sequence[str]
-    tokenizer: PreTrainedTokenizerBase
+    decode: Callable[[NDArray[Any]], list[str]]
+    """Token ids [rows, tokens] to text; what is below zero is the loop's padding."""
     normalise: Callable[[str], str]
     metric_names: Sequence[str] = ("wer", "cer")
+    weights: Sequence[int] | None = None
+    """What each row's loss counts for, such as its number of labels; None weighs them alike."""
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,11 +107,9 @@ class Scorer:
 
     def _take_in(self, losses: NDArray[Any], tokens: NDArray[Any], rows: NDArray[Any]) -> None:
         real = rows >= 0
-        tokens = tokens[real].astype(int)
-        tokens[tokens < 0] = self.tokenizer.pad_token_id  # what the evaluation loop pads with
         numbers = rows[real].tolist()
         # a row that comes twice counts once
-        self._heard |= zip(numbers, map(self.normalise, self.tokenizer.batch_decode(tokens)), strict=True)
+        self._heard |= zip(numbers, map(self.normalise, self.decode(tokens[real].astype(int))), strict=True)
         self._losses |= zip(numbers, losses[real].tolist(), strict=True)
 
     def _scores(self) -> dict[str, float]:
@@ -115,9 +117,11 @@ class Scorer:
             raise DataError("no utterance of the evaluation could be decoded; run.log names each with its problem.")
         order = sorted(self._heard)
         said, heard = [self.references[i] for i in order], [self._heard[i] for i in order]
-        self.predictions = [self._line(i, self._heard[i]) for i in order]
-        finite = [value for value in self._losses.values() if math.isfinite(value)]
-        scores: dict[str, float] = {"loss": sum(finite) / len(finite) if finite else math.nan}
+        self.predictions = [self._line(i, self._heard[i]) for i in order] if self._metrics else []
+        finite = {row: value for row, value in self._losses.items() if math.isfinite(value)}
+        weights = {row: 1 if self.weights is None else self.weights[row] for row in finite}
+        total = sum(weights.values())
+        scores: dict[str, float] = {"loss": sum(value * weights[row] for row, value in finite.items()) / total if total else math.nan}
         if len(finite) < len(self._losses):
             scores["num_infinite_losses"] = len(self._losses) - len(finite)
         for name, compute in self._metrics.items():

@@ -9,9 +9,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from asr import augment, batching, compatibility, config, ctc, engines, gaudi, launchers, text, topology, trainer, vocabulary
+from asr import (
+    augment,
+    batching,
+    compatibility,
+    config,
+    ctc,
+    engines,
+    gaudi,
+    launchers,
+    seq2seq,
+    text,
+    topology,
+    trainer,
+    vocabulary,
+    whisper,
+    whisper_tokenizer,
+)
 from asr.errors import ConfigError
 from asr.sources import Source
 
@@ -37,9 +53,9 @@ class Pipeline:
     vocabulary: vocabulary.Vocabulary
     augment: augment.Augmentation
     batching: batching.Batching
-    model: ctc.CTCModel
+    model: ctc.CTCModel | seq2seq.EncoderDecoderModel | whisper.WhisperModel
     gaudi_config: gaudi.GaudiConfig
-    trainer: trainer.CTCTraining
+    trainer: trainer.SpeechTraining
     topology: topology.Topology
 
     @classmethod
@@ -48,10 +64,10 @@ class Pipeline:
         built = config.instantiate(composed)
         for name, kind in get_type_hints(cls).items():
             if name in config.NODES and _is_ours(built[name]) and not isinstance(built[name], kind):
-                raise ConfigError(
-                    f"{composed[name]['_target_']!r} is no {kind.__name__}; choose an option of its group.", key=f"{name}._target_"
-                )
+                wanted = " or ".join(member.__name__ for member in get_args(kind) or (kind,))
+                raise ConfigError(f"{composed[name]['_target_']!r} is no {wanted}; choose an option of its group.", key=f"{name}._target_")
         pipeline = cls(**built)
+        pipeline.check_family()
         if pipeline.only_evaluates and pipeline.model.name_or_path is None and not pipeline.rehearse:  # that evaluates random weights
             raise ConfigError(
                 f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
@@ -61,6 +77,15 @@ class Pipeline:
             raise ConfigError("a new vocabulary needs training; evaluation takes the model's own.", key="vocabulary.rebuild")
         pipeline.batching.check(pipeline.trainer.args)
         return pipeline
+
+    def check_family(self) -> None:
+        """Raise ConfigError for a CTC model under the sequence-to-sequence trainer, and the other way round."""
+        generates = bool(getattr(self.model, "generates", False))
+        if generates != bool(getattr(self.trainer, "generates", False)) and _is_ours(self.trainer):
+            ours, other = ("seq2seq", "a sequence-to-sequence") if generates else ("ctc", "a CTC")
+            raise ConfigError(f"doesn't train {other} model: choose trainer={ours}, or another model.", key="trainer")
+        if generates and self.vocabulary.phoneme_language:
+            raise ConfigError("is for CTC; a decoder writes text: leave it null.", key="vocabulary.phoneme_language")
 
     @property
     def works(self) -> bool:
@@ -113,7 +138,7 @@ class Pipeline:
 
     def check_evaluates(self) -> None:
         """Raise ConfigError where an evaluation without training would be of a model that was never trained for CTC."""
-        if self.only_evaluates and not self.model.has_own_tokenizer():
+        if self.only_evaluates and not self.model.is_trained():
             raise ConfigError(
                 f"{self.model.name_or_path!r} has no CTC output layer, so there is nothing to evaluate.", key="model.name_or_path"
             )
@@ -138,12 +163,13 @@ class Pipeline:
         if self.vocabulary.tokenizer_name_or_path is not None:
             with config.under("vocabulary"):
                 self.vocabulary.fetch(**self._where_tokenizer_is())
-        if self.rehearse or self.model.name_or_path is None:  # a rehearsal's weights are random
+        if self.rehearse:  # its weights are random
             return
         with config.under("model"):
             self.model.fetch()
             if self.takes_model_s_tokenizer:
-                vocabulary.tokenizer_folder(self.model.name_or_path, key="name_or_path", **self.model.where())
+                name, where = self.model.tokenizer_files()
+                vocabulary.tokenizer_folder(name, key="name_or_path", **where)
 
     @property
     def splits(self) -> dict[str, str]:
@@ -172,15 +198,25 @@ class Pipeline:
         return not self.builds_vocabulary and self.vocabulary.tokenizer_name_or_path is None
 
     def tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of this run."""
+        """Return the tokenizer of this run, one that serves the model."""
+        found = self._tokenizer(run_dir)
+        self.model.check_tokenizer(found)
+        return found
+
+    def _tokenizer(self, run_dir: Path) -> PreTrainedTokenizerBase:
         if self.builds_vocabulary:
-            return self.vocabulary.tokenizer_in(run_dir)
+            if self.model.tokenizer_kind == "whisper":
+                folder = str(run_dir / whisper_tokenizer.FOLDER)
+                return self.vocabulary.tokenizer_of(folder, key="vocabulary")
+            sequences = self.model.tokenizer_kind == "characters"
+            return self.vocabulary.sequence_tokenizer_in(run_dir) if sequences else self.vocabulary.tokenizer_in(run_dir)
         if self.vocabulary.tokenizer_name_or_path is not None:
             return self.vocabulary.tokenizer_of(
                 self.vocabulary.tokenizer_name_or_path, key="vocabulary.tokenizer_name_or_path", **self._where_tokenizer_is()
             )
         log.info("tokenizer: the model's own (vocabulary.rebuild=true would build one)")
-        return self.vocabulary.tokenizer_of(str(self.model.name_or_path), key="model.name_or_path", **self.model.where())
+        name, where = self.model.tokenizer_files()
+        return self.vocabulary.tokenizer_of(name, key="model.name_or_path", **where)
 
 
 def _is_ours(node: object) -> bool:

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import config, fitting, manifest, runs, vocabulary
+from asr import config, fitting, manifest, runs, vocabulary, whisper_tokenizer
+from asr.ctc import CTCModel
 from asr.errors import ConfigError, DataError
 from asr.labels import Labels
 from asr.pipeline import Pipeline
-from asr.planning import Sizes
+from asr.planning import DECODER_SHARE, Sizes
 from asr.runs import Run
 from asr.streaming import plans, scan
 from asr.streaming.dealing import Dealing
@@ -85,7 +86,7 @@ def _prepare_stream(pipeline: Pipeline, run: Run, scanned: scan.Scan, sample: ma
     with config.under("batching"):
         plan = plans.planned(
             pipeline.batching,
-            Sizes(lengths, labels.lengths, length, length.unit),
+            Sizes(lengths, labels.lengths, length, length.unit, DECODER_SHARE if pipeline.model.generates else 0.0),
             args.get("per_device_train_batch_size", 8),
             longest_seconds=None if longest is None else longest * stretch,
             most_labels=bounds(pipeline, "train").decoder_labels,
@@ -102,18 +103,27 @@ def _prepare_stream(pipeline: Pipeline, run: Run, scanned: scan.Scan, sample: ma
 
 def stream_rules(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Rules:
     """Return what decides, utterance by utterance, what of a stream is trained on."""
-    return Rules(pipeline.dataset, pipeline.text, partial(pipeline.vocabulary.encode, tokenizer), bounds(pipeline, "train"))
+    encode = pipeline.vocabulary.encode if isinstance(pipeline.model, CTCModel) else pipeline.model.labels
+    return Rules(pipeline.dataset, pipeline.text, partial(encode, tokenizer), bounds(pipeline, "train"))
 
 
 def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str]]) -> dict[str, Labels]:
     """Return the label ids of every split, tokenised here and nowhere else; write and record the vocabulary."""
     every = [transcript for rows in transcripts.values() for transcript in rows]
-    if pipeline.builds_vocabulary:
-        built = pipeline.vocabulary.build(every)
+    kind = pipeline.model.tokenizer_kind
+    if pipeline.builds_vocabulary and kind != "whisper":
+        built = pipeline.vocabulary.build(every, sequences=kind == "characters")
         runs.write_json(run.path / vocabulary.VOCABULARY_FILE, built)
         run.save(vocabulary={"built_from": sorted(transcripts), "size": len(built)})
-        return {role: Labels.of(pipeline.vocabulary.labels(built, rows)) for role, rows in transcripts.items()}
+        return {
+            role: Labels.of(pipeline.vocabulary.labels(built, rows, sequences=kind == "characters")) for role, rows in transcripts.items()
+        }
+    if pipeline.builds_vocabulary:
+        whisper_tokenizer.make(run.path / whisper_tokenizer.FOLDER)
     tokenizer = pipeline.tokenizer(run.path)
+    if not isinstance(pipeline.model, CTCModel):
+        run.save(vocabulary={"given": not pipeline.builds_vocabulary, "size": len(tokenizer)})
+        return {role: Labels.of([pipeline.model.labels(tokenizer, row) for row in rows]) for role, rows in transcripts.items()}
     if pipeline.vocabulary.phoneme_language and not hasattr(tokenizer, "phonemize"):
         raise ConfigError(f"{type(tokenizer).__name__} makes no phonemes; leave it null.", key="vocabulary.phoneme_language")
     _report_unknown(tokenizer, every, run)
@@ -123,18 +133,19 @@ def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str
 def bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
     """Return what an utterance must fit into.
 
-    More labels than frames: the loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
-    what can't be recognised would flatter the error rate.
+    More labels than frames: CTC's loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
+    what can't be recognised would flatter the error rate. Audio beyond Whisper's window likewise.
     """
-    found = fitting.Bounds(shape_seconds=pipeline.batching.most_seconds, shape_labels=pipeline.batching.most_labels)
+    batching, slowest = pipeline.batching, pipeline.augment.longest_stretch if role == "train" else 1.0
+    seconds = None if pipeline.model.input_length().window_seconds else batching.most_seconds  # a window has one length
+    found = fitting.Bounds(shape_seconds=seconds, shape_labels=batching.most_labels, slowest=slowest)
+    found = replace(found, decoder_labels=pipeline.model.most_labels())  # it has no positions for more, in an evaluation neither
     if role != "train":
         return found
-    return replace(
-        found,
-        frames=Frames(pipeline.model.input_length(), pipeline.model.frame_count()),
-        fastest=pipeline.augment.shortest_stretch,
-        slowest=pipeline.augment.longest_stretch,
-    )
+    length, count = pipeline.model.input_length(), pipeline.model.frame_count()
+    if count is None:
+        return replace(found, window_seconds=pipeline.model.most_seconds())
+    return replace(found, frames=Frames(length, count), fastest=pipeline.augment.shortest_stretch)
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:

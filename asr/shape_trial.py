@@ -41,8 +41,8 @@ def try_shapes(trainer: Any, shapes: Mapping[str, Sequence[Shape]]) -> None:
     log.info("%d shapes fit into memory, tried in %.1f s (trainer.try_shapes)", len(tried), time.monotonic() - begin)
 
 
-def _size(shape: Shape) -> tuple[int, int]:
-    return shape.rows * shape.length, shape.length
+def _size(shape: Shape) -> tuple[int, int, int]:
+    return shape.rows * shape.length, shape.length, shape.rows * shape.labels
 
 
 def _try(trainer: Any, phase: str, shape: Shape) -> None:
@@ -84,6 +84,8 @@ def _labels(labels: Any, shape: Shape, model: Any) -> list[int]:
 
 def seconds_of(length: int, dataset: Any) -> float:
     """Return the most seconds that fit into an input length, to a hundredth."""
+    if dataset.input_length.window_seconds is not None:
+        return float(dataset.input_length.window_seconds)
     hundredths = max(0, length * 100_000 // dataset.input_length(1000.0) - 10)  # frames overlap, so that a proportion isn't exact
     while dataset.input_length((hundredths + 1) / 100) <= length:
         hundredths += 1

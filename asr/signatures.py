@@ -153,12 +153,17 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def string_dict(module: str, name: str) -> dict[str, str]:
-    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])` of strings, imported or updated ones included."""
+    """Return the pairs of a module-level `NAME = OrderedDict([("a", "b"), ...])`, or `NAME = {"a": "b", ...}`, of strings.
+
+    Imported and updated ones are included.
+    """
     source, origin = _source(module), _imported_from(module, name)
     pairs = string_dict(origin, name) if origin and origin != module else {}
     for begin in re.finditer(rf"^{re.escape(name)}(?:\.update\(|\b[^=\n]*=).*", source, re.MULTILINE):
         line = begin.group()
-        block = line if line.count("(") == line.count(")") else source[begin.start() : source.find("\n)", begin.start())]
+        opened = line.count("(") > line.count(")") or line.count("{") > line.count("}")
+        close = source.find("\n}" if line.rstrip().endswith("{") else "\n)", begin.start())
+        block = source[begin.start() : close] if opened else line
         pairs |= dict(re.findall(r'"([^"]+)"\s*[,:]\s*"([^"]+)"', block))
     return pairs
 

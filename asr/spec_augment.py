@@ -42,14 +42,19 @@ class SpecAugment:
 
     @classmethod
     def for_model(cls, model: PreTrainedModel, seed: int) -> SpecAugment | None:
-        """Return what the model's config asks for; None when nothing is to be masked, or the model can't be."""
-        config = model.config
+        """Return what the config of the model, or of its encoder, asks for; None when nothing is to be masked, or the model can't be."""
+        config = getattr(model.config, "encoder", model.config)
+        if not getattr(config, "apply_spec_augment", True) or _masked_module(model) is None:
+            return None
+        return cls.of(config, config.hidden_size, seed)
+
+    @classmethod
+    def of(cls, config: Any, width: int, seed: int) -> SpecAugment | None:
+        """Return what a config's mask_* values ask for, over features of a width; None where both probabilities are 0."""
         names = [f"mask_{axis}_{value}" for axis in ("time", "feature") for value in ("prob", "length", "min_masks")]
         values = {name: getattr(config, name, 0) for name in names}  # WavLMConfig has no mask_feature_min_masks (transformers 4.55)
-        asked = getattr(config, "apply_spec_augment", True) and (values["mask_time_prob"] > 0 or values["mask_feature_prob"] > 0)
-        if not asked or _masked_module(model) is None:
-            return None
-        return cls(**values, hidden_size=config.hidden_size, seed=seed)
+        asked = values["mask_time_prob"] > 0 or values["mask_feature_prob"] > 0
+        return cls(**values, hidden_size=width, seed=seed) if asked else None
 
     def draw(self, frames: Sequence[int], num_frames: int, *, epoch: int, rows: Sequence[int]) -> tuple[Mask | None, Mask | None]:
         """Return the masks over time [batch, num_frames] and over features [batch, hidden_size]; True is masked.

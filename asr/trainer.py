@@ -33,8 +33,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class CTCTraining:
-    """How a CTC model is trained and scored."""
+class SpeechTraining:
+    """How a model is trained and scored."""
+
+    generates = False
+    """Whether evaluations generate text: a class attribute, not a key."""
 
     engine: str = "gaudi"
     """gaudi: optimum-habana's GaudiTrainer, on HPUs and CPU. transformers: its own Trainer, without optimum-habana."""
@@ -61,11 +64,16 @@ class CTCTraining:
 
     def __post_init__(self) -> None:
         metrics.check_names(self.eval_metrics)
-        engine = engines.engine(self.engine)
+        engine = engines.engine(self.engine, generates=self.generates)
         self.args = argument_checks.checked(self.args, engine)
         best.check(self.args, self.eval_metrics)
         early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
         averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
+
+    @staticmethod
+    def mixin() -> type:
+        """Return what stands before the engine's Trainer class."""
+        raise NotImplementedError
 
     def build(
         self,
@@ -94,10 +102,10 @@ class CTCTraining:
             **best.arguments(self.args),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
-        engine = engines.engine(self.engine)
+        engine = engines.engine(self.engine, generates=self.generates)
         args = engine.training_arguments({**ours, **self.args}, topology)
         try:
-            trainer = mixed_into(engine.trainer_class())(
+            trainer = mixed_into(engine.trainer_class(), self.mixin())(
                 model=model,
                 args=args,
                 data_collator=data_collator,
@@ -163,10 +171,10 @@ class Forwarded:
     bad: dict[str, str] = field(default_factory=dict)
     """Utterances met that couldn't be decoded, by id, each with its problem."""
 
-    def count(self, facts: BatchFacts, inputs: Any, labels: Any) -> None:
+    def count(self, facts: BatchFacts, inputs: Any, labels: Any, shape: Shape) -> None:
         self.shapes.add((*inputs.shape, *labels.shape))
         self.real += sum(facts.lengths)
-        self.padded += inputs.shape[0] * inputs.shape[1]
+        self.padded += shape.rows * shape.length
         self.audio_seconds += sum(facts.seconds)
 
     def to_json(self) -> dict[str, Any]:
@@ -319,6 +327,8 @@ class SpeechTrainerMixin(StreamingMixin):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
+        if isinstance(self.compute_metrics, metrics.Scorer):
+            self.compute_metrics.begin()  # one that was broken off may have left batches
         try:
             measured = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -367,9 +377,9 @@ class SpeechTrainerMixin(StreamingMixin):
     def _count(self, phase: str, facts: BatchFacts, inputs: Mapping[str, Any]) -> Shape:
         """Count a batch, and return its shape."""
         given = inputs[self.data_collator.input_name]
-        shape = Shape(given.shape[1], inputs["labels"].shape[1], given.shape[0])
+        shape = Shape(self.data_collator.padded_length(given), inputs["labels"].shape[1], given.shape[0])
         self.latest = phase, shape
-        self.forwarded[phase].count(facts, given, inputs["labels"])
+        self.forwarded[phase].count(facts, given, inputs["labels"], shape)
         data = self.train_dataset if phase == "train" else self.eval_dataset
         for row, problem in facts.bad:
             name = facts.stream.ids[row] if facts.stream else data.utterances[row].id
@@ -400,11 +410,6 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         with torch.autocast(logits.device.type, enabled=False):
             return batch_loss(logits, labels, frames, facts, self.model.config, self.ctc_kernel)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.compute_metrics, metrics.Scorer):
-            self.compute_metrics.begin()  # one that was broken off may have left batches
-        return super().evaluate(*args, **kwargs)
-
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
@@ -427,18 +432,32 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 
 
+@dataclass(kw_only=True)
+class CTCTraining(SpeechTraining):
+    """How a CTC model is trained and scored."""
+
+    @staticmethod
+    def mixin() -> type:
+        return CTCTrainerMixin
+
+
 def _log_plan(what: str, batches: Any) -> None:
     plan = getattr(batches, "plan", None)
     if plan is None:
         return
-    shapes = ", ".join(f"{n} x {shape.rows} of {shape.length}" for n, shape in zip(plan.num_batches, plan.shapes, strict=True))
+    shapes = ", ".join(f"{n} x {s.rows} of {s.length}/{s.labels}" for n, s in zip(plan.num_batches, plan.shapes, strict=True))
     log.info(
-        "%s batches: %d shapes, %.1f %% audio (batches x rows of length: %s)", what, len(plan.shapes), 100 * plan.padding_efficiency, shapes
+        "%s batches: %d shapes, %.1f %% audio, %.1f %% labels (batches x rows of length/labels: %s)",
+        what,
+        len(plan.shapes),
+        100 * plan.padding_efficiency,
+        100 * plan.label_efficiency,
+        shapes,
     )
 
 
 @lru_cache
-def mixed_into(base: type, mixin: type = CTCTrainerMixin) -> type:
+def mixed_into(base: type, mixin: type) -> type:
     """Return `base` with a mixin of ours before it, under a name that shows both."""
     return type(f"Speech{base.__name__}", (mixin, base), {"__module__": __name__})
 

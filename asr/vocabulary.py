@@ -1,6 +1,6 @@
 """Characters to tokenizer: a vocabulary built from transcripts, or a tokenizer that is given.
 
-In: normalised transcripts of train and evaluation. Out: a CTC tokenizer, and what it can't spell.
+In: normalised transcripts of train and evaluation. Out: a tokenizer for CTC or for a decoder of characters; what a given one lacks.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ class Vocabulary:
     word_delimiter_token: str = "|"
     unk_token: str = "[UNK]"
     pad_token: str = "[PAD]"
+    bos_token: str = "<s>"
+    """Starts a sequence, in a vocabulary built for a decoder; CTC has none."""
+    eos_token: str = "</s>"
+    """Ends a sequence, likewise."""
     phoneme_language: str | None = None
     """Language for tokenizers that turn text into phonemes (Wav2Vec2PhonemeCTCTokenizer); needs phonemizer."""
 
     def __post_init__(self) -> None:
-        specials = (self.pad_token, self.unk_token, self.word_delimiter_token)
-        if len(set(specials)) < 3 or not all(specials):
-            raise ConfigError(f"pad_token, unk_token and word_delimiter_token must differ, not {', '.join(map(repr, specials))}.")
+        specials = (self.pad_token, self.unk_token, self.word_delimiter_token, self.bos_token, self.eos_token)
+        if len(set(specials)) < len(specials) or not all(specials):
+            listed = ", ".join(map(repr, specials))
+            raise ConfigError(f"pad_token, unk_token, word_delimiter_token, bos_token and eos_token must differ, not {listed}.")
         if len(self.word_delimiter_token) != 1:
             raise ConfigError(f"{self.word_delimiter_token!r} is not one character, as it must be.", key="word_delimiter_token")
         if self.rebuild and self.tokenizer_name_or_path:
@@ -50,24 +55,28 @@ class Vocabulary:
         if name and name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
             raise ConfigError(f"there is no folder {name!r}.", key="tokenizer_name_or_path")
 
-    def build(self, transcripts: Iterable[str]) -> dict[str, int]:
+    def build(self, transcripts: Iterable[str], *, sequences: bool = False) -> dict[str, int]:
         """Return token to id: pad, unk, word delimiter, then every character in code point order.
 
-        Raises DataError when a transcript holds one of the special tokens: its labels would be wrong.
+        `sequences` is for a decoder: a beginning and an end, and the space is a character. Raises DataError when a transcript holds one
+        of the special tokens: its labels would be wrong.
         """
         transcripts = list(transcripts)
-        for key in ("word_delimiter_token", "pad_token", "unk_token"):
+        keys = ["pad_token", "unk_token", *(["bos_token", "eos_token"] if sequences else ["word_delimiter_token"])]
+        for key in keys:
             token = getattr(self, key)
             if any(token in transcript for transcript in transcripts):
                 raise DataError(
                     f"the transcripts contain {token!r}, which is vocabulary.{key}: add it to text.remove, or choose another token."
                 )
-        characters = sorted(set().union(*map(set, transcripts)) - {" "})
-        tokens = [self.pad_token, self.unk_token, self.word_delimiter_token, *characters]
+        characters = sorted(set().union(*map(set, transcripts)) | {" "} if sequences else set().union(*map(set, transcripts)) - {" "})
+        tokens = [*(getattr(self, key) for key in keys), *characters]
         return {token: i for i, token in enumerate(tokens)}
 
-    def labels(self, vocabulary: dict[str, int], transcripts: Iterable[str]) -> list[list[int]]:
+    def labels(self, vocabulary: dict[str, int], transcripts: Iterable[str], *, sequences: bool = False) -> list[list[int]]:
         """Return the label ids of transcripts by a built vocabulary: what its tokenizer gives, without importing one."""
+        if sequences:
+            return [[*(vocabulary[character] for character in transcript), vocabulary[self.eos_token]] for transcript in transcripts]
         ids = {**vocabulary, " ": vocabulary[self.word_delimiter_token]}
         return [[ids[character] for character in transcript] for transcript in transcripts]
 
@@ -90,6 +99,24 @@ class Vocabulary:
             word_delimiter_token=self.word_delimiter_token,
         )
 
+    def sequence_tokenizer_in(self, folder: Path) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a decoder that writes characters, over the vocabulary in `folder`/vocab.json; writes nothing."""
+        from tokenizers import Regex, Tokenizer
+        from tokenizers.decoders import Fuse
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import Split
+        from tokenizers.processors import TemplateProcessing
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        backend = Tokenizer(WordLevel(vocabulary, unk_token=self.unk_token))
+        backend.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")  # a character each, spaces too
+        backend.decoder = Fuse()
+        around = [(token, vocabulary[token]) for token in (self.bos_token, self.eos_token)]
+        backend.post_processor = TemplateProcessing(single=f"{self.bos_token} $A {self.eos_token}", special_tokens=around)
+        special = {f"{name}_token": getattr(self, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+        return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
     def tokenizer_of(self, name_or_path: str, *, key: str, **where: Any) -> PreTrainedTokenizerBase:
         """Return the tokenizer saved at `name_or_path`; `where` says with which revision, cache_dir and trust_remote_code."""
         from transformers import AutoTokenizer
@@ -100,8 +127,6 @@ class Vocabulary:
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no tokenizer can be loaded from {name_or_path!r}: {reason}", key=key) from error
-        if tokenizer.pad_token_id is None:
-            raise ConfigError(f"the tokenizer of {name_or_path!r} has no pad token, which CTC takes as its blank.", key=key)
         return tokenizer
 
     def fetch(self, **where: Any) -> None:

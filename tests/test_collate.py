@@ -58,6 +58,19 @@ def test_a_batch_has_its_planned_shape_whatever_is_in_it(utterances, extractor):
         assert batch["facts"].rows == rows
 
 
+@pytest.mark.parametrize("rows", [(0, 1), (FILLER, FILLER)])
+def test_what_a_step_s_ranks_have_on_average_comes_with_the_batch(utterances, extractor, rows):
+    data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
+    batch = collate([data[Slot(row, Shape(16320, 6, 2), 3, 1.5, 2.5)] for row in rows])
+    facts = pickle.loads(pickle.dumps(batch))["facts"]  # as a worker hands it over
+    assert (facts.rows_per_rank, facts.labels_per_rank, facts.epoch) == (1.5, 2.5, 3)
+
+
+def test_a_dataset_says_what_labels_cost(utterances, extractor):
+    assert UtteranceDataset(utterances, LABELS, extractor).sizes().label_share == 0
+    assert UtteranceDataset(utterances, LABELS, extractor, label_share=0.3).sizes().label_share == 0.3
+
+
 def test_what_is_real_is_the_library_s_and_the_rest_padding(utterances, extractor):
     data, collate = UtteranceDataset(utterances, LABELS, extractor), Collator.for_extractor(extractor)
     batch = collate([data[slot] for slot in slots(Shape(20000, 5, 3), 0, 1, 2)])

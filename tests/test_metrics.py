@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from asr import metrics
+from asr import ctc_outputs, metrics
 from asr.errors import ConfigError, DataError
 from asr.sources import Utterance
 
@@ -50,7 +50,7 @@ def test_batches_one_by_one_score_like_all_at_once(tokenizer):
     utterances = [Utterance(str(i), Path("a.wav"), "") for i in range(3)]
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "abcdef"]
     tokens, losses = [letters[:2], letters[2:4], letters[:2], letters[4:6]], [1.0, 2.0, 5.0, 4.0]
-    scorer = metrics.Scorer(utterances, ["ab", "cd", "eg"], tokenizer, str.strip)
+    scorer = metrics.Scorer(utterances, ["ab", "cd", "eg"], ctc_outputs.decoder(tokenizer), str.strip)
     whole = scorer(batch(tokens, [0, 1, -1, 2], losses)), scorer.predictions
     assert whole[0] == {"loss": pytest.approx(7 / 3), "wer": pytest.approx(1 / 3), "cer": pytest.approx(1 / 6)}
     for i, row in ((3, 2), (0, 0), (2, -1)):

@@ -10,7 +10,7 @@ import torch
 from conftest import INSTALLED_ENGINES, TINY, composed
 from test_ctc_outputs import Kernel
 
-from asr import engines, gaudi, manifest, metrics, trainer
+from asr import ctc_outputs, engines, gaudi, manifest, metrics, trainer
 from asr.batching import FILLER, Buckets, Slot
 from asr.collate import Collator, UtteranceDataset
 from asr.errors import DataError
@@ -43,7 +43,7 @@ def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation", 
         )
         for role, t in tables.items()
     }
-    scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], tokenizer, pipeline.text)
+    scorer = metrics.Scorer(tables["eval"].utterances, references["eval"], ctc_outputs.decoder(tokenizer), pipeline.text)
     made = pipeline.trainer.build(
         model=net, processor=processor, data_collator=Collator.for_extractor(extractor).with_masks_for(net, pipeline.seed),
         train_dataset=data["train"], eval_dataset=data["eval"], compute_metrics=scorer, gaudi_config=pipeline.gaudi_config,

@@ -6,6 +6,7 @@ arguments object. A library is imported by `prepare` and what comes after it, ne
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import pkgutil
@@ -28,8 +29,18 @@ class Engine(ABC):
 
     LIBRARIES: ClassVar[str]
     """What `prepare` imports, in words."""
-    ARGUMENTS: ClassVar[tuple[str, str]]
+    ARGUMENTS: tuple[str, str]
     """Module and name of its TrainingArguments class."""
+    GENERATING_ARGUMENTS: ClassVar[tuple[str, str]]
+    """The same for its Seq2SeqTrainer."""
+    generates = False
+    """Whether it is the library's Seq2SeqTrainer."""
+
+    def generating(self) -> Engine:
+        """Return the same engine with its Seq2SeqTrainer."""
+        twin = copy.copy(self)
+        twin.ARGUMENTS, twin.generates = self.GENERATING_ARGUMENTS, True
+        return twin
 
     def argument_fields(self) -> Mapping[str, Parameter]:
         """Return the fields of its TrainingArguments, read from source without importing it; empty where it isn't installed."""
@@ -124,10 +135,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def engine(name: str) -> Engine:
-    """Return an engine by its name; raise ConfigError under the key of the trainer node when there is none."""
+@lru_cache
+def engine(name: str, *, generates: bool = False) -> Engine:
+    """Return an engine by its name, with its Trainer or Seq2SeqTrainer; raise ConfigError under the trainer node's key for none."""
     if name not in names():
         raise ConfigError(f"{name!r} is not one of {', '.join(names())}.{did_you_mean(name, names())}", key="engine")
     found = importlib.import_module(f"{__name__}.{name}").ENGINE
     assert isinstance(found, Engine), f"ENGINE of {__name__}.{name} is no Engine"
-    return found
+    return found.generating() if generates else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asr import gaudi
@@ -18,6 +18,7 @@ class GaudiEngine(Engine):
 
     LIBRARIES = "torch, transformers and optimum-habana"
     ARGUMENTS = gaudi.ARGUMENTS_CLASS
+    GENERATING_ARGUMENTS = gaudi.GENERATING_ARGUMENTS_CLASS
 
     def check_installed(self) -> None:
         gaudi.check_installed()
@@ -26,7 +27,11 @@ class GaudiEngine(Engine):
         gaudi.optimum_habana()  # on a Gaudi it replaces some model classes
 
     def trainer_class(self) -> type:
-        return gaudi.trainer_class()
+        return gaudi.trainer_class(generates=self.generates)
+
+    def training_arguments(self, arguments: Mapping[str, Any], topology: Topology) -> Any:
+        # in lazy mode optimum-habana would generate on past the end (training_args.py), for as long as generation_max_length says
+        return super().training_arguments({"ignore_eos": False, **arguments} if self.generates else arguments, topology)
 
     def placement(self, topology: Topology) -> dict[str, Any]:
         if topology.device not in ("cpu", "hpu"):
@@ -42,6 +47,8 @@ class GaudiEngine(Engine):
 
     def ready(self, trainer: Any) -> None:
         gaudi.average_gradients_on_cpu(trainer.accelerator)
+        if self.generates and not trainer.args.use_habana:
+            gaudi.generate_on_cpu(trainer)
 
     def divides_by_accumulation(self, args: Any) -> bool:
         return gaudi.divides_by_accumulation(args)

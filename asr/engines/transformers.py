@@ -19,6 +19,7 @@ class TransformersEngine(Engine):
 
     LIBRARIES = "torch and transformers"
     ARGUMENTS = ("transformers.training_args", "TrainingArguments")
+    GENERATING_ARGUMENTS = ("transformers.training_args_seq2seq", "Seq2SeqTrainingArguments")
 
     def prepare(self) -> None:
         import transformers  # noqa: F401
@@ -26,7 +27,7 @@ class TransformersEngine(Engine):
     def trainer_class(self) -> type:
         import transformers
 
-        return transformers.Trainer  # type: ignore[no-any-return]
+        return transformers.Seq2SeqTrainer if self.generates else transformers.Trainer  # type: ignore[no-any-return]
 
     def placement(self, topology: Topology) -> dict[str, Any]:
         return {"use_cpu": topology.device == "cpu"}  # otherwise accelerate finds the device

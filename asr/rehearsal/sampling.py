@@ -78,7 +78,8 @@ class FewBatches(Batching):
             if visited[shapes] < visits or (fills and shapes not in filled):
                 visited[shapes] += 1
                 filled |= {shapes} if fills else set()
-                kept.append(weighed([_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]))
+                cut = [_cut(batch, shape, self.rows) for batch, shape in zip(run, shapes, strict=True)]
+                kept.append(weighed(cut, sizes.labels))
         plan = getattr(batches, "plan", None)
         self.planned[role] = list(plan.shapes if plan else met)
         if plan:

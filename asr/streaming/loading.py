@@ -69,9 +69,10 @@ class Readers(IterableDataset):  # type: ignore[misc]
 
 
 class StreamLoader:
-    """A loader's batches, each with the mean number of rows that several ranks have in its step.
+    """A loader's batches, each with the mean numbers of rows and of labels that several ranks have in its step.
 
-    Ranks fill their bins by themselves, so that a step's batches differ in shape; an utterance weighs as much on whichever rank it is.
+    Ranks fill their bins by themselves, so that a step's batches differ in shape; an utterance, or a label, weighs as much on whichever
+    rank it is.
     The numbers of a batch are exchanged while the one before it is in work.
     """
 
@@ -90,13 +91,15 @@ class StreamLoader:
             sums = self.agreement.end()
             following = self._fetched(batches)
             assert sums is not None, "an exchange was begun when the batch was fetched"
-            batch[BATCH_FACTS] = replace(batch[BATCH_FACTS], rows_per_rank=sums[0] / self.world_size)
+            rows, labels = (total / self.world_size for total in sums)
+            batch[BATCH_FACTS] = replace(batch[BATCH_FACTS], rows_per_rank=rows, labels_per_rank=labels)
             yield batch
             batch = following
 
     def _fetched(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
-        self.agreement.begin([sum(batch[BATCH_FACTS].real)])
+        facts = batch[BATCH_FACTS]
+        self.agreement.begin([sum(facts.real), sum(facts.label_lengths)])
         return batch
 
 

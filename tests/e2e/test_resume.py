@@ -1,4 +1,7 @@
-"""Runs stopped at any moment go on as if nothing had been. What forks runs is in stopped.py and stopped_streams.py, in a process of its own."""
+"""Runs stopped at any moment go on as if nothing had been.
+
+What forks runs is in stopped.py and stopped_streams.py, in a process of its own.
+"""
 
 import json
 import os

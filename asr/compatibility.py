@@ -300,7 +300,7 @@ def streams_are_counted_in_steps(asked: Combination) -> ConfigError | None:
 
 
 def plan_files_are_for_streams(asked: Combination) -> ConfigError | None:
-    """A manifest has a plan of its own, with the least padding for its very utterances."""
+    """A manifest's plan has the least padding for its very utterances, and no bound for others (asr/batching.py: Buckets.plan)."""
     if getattr(asked.batching, "plan_file", None) is None or asked.dataset.streaming:
         return None
     return ConfigError("is taken with dataset.streaming alone; a manifest is planned for itself: leave it null.", key="batching.plan_file")

@@ -32,7 +32,7 @@ def copied(shards: Shards, name: str, *, limit: int | None, on_bad: str) -> Path
 
     Raises DataError for a shard that can't be read; with on_bad=drop the rest of one on this disk is left out.
     """
-    path = config.cache_root(None, "copied") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80]}-{_fingerprint(shards, limit)}.arrow"
+    path = config.cache_root(None, "copied") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80]}-{_fingerprint(shards, limit, on_bad)}.arrow"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with written(path) as aside:
@@ -47,11 +47,11 @@ def rows(path: Path) -> Iterator[tuple[str, str, str]]:
     yield from zip(*(table.column(name).to_pylist() for name in ("id", "text", "speaker")), strict=True)
 
 
-def _fingerprint(shards: Shards, limit: int | None) -> str:
+def _fingerprint(shards: Shards, limit: int | None, on_bad: str) -> str:
     """Return a hash of what the copy depends on: the shards, as they are now, and how much is taken of them."""
     files = {unit.shard for unit in shards.units if not unit.shard.startswith(ON_HUB)}  # a hub's have their commit in their name
     stamps = sorted((file, Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files)
-    inputs = [type(shards.format).__name__, asdict(shards.format), [asdict(unit) for unit in shards.units], stamps, limit]  # type: ignore[call-overload]
+    inputs = [type(shards.format).__name__, asdict(shards.format), [asdict(unit) for unit in shards.units], stamps, limit, on_bad]  # type: ignore[call-overload]
     return hashlib.sha256(json.dumps(inputs).encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -41,6 +41,7 @@ from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
+from asr.planning import DECODER_SHARE
 from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
@@ -61,7 +62,6 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
-
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
 
@@ -326,6 +326,7 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
         "max_bad_fraction": source.max_bad_fraction,
         "augmentation": pipeline.augment if role == "train" and pipeline.augment.active else None,
         "seed": pipeline.seed,
+        "label_share": DECODER_SHARE if pipeline.model.generates else 0.0,
     }
     if role == "train" and pipeline.streams:
         return StreamedDataset(

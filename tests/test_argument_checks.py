@@ -34,5 +34,6 @@ def test_arguments_decided_elsewhere_say_where(name):
 
 @pytest.mark.optimum_habana
 def test_ranges_and_refusals_name_real_arguments():
-    fields = {name for engine in engines.names() for name in engines.engine(engine).argument_fields()}
+    every = [engines.engine(name, generates=generates) for name in engines.names() for generates in (False, True)]
+    fields = {name for engine in every for name in engine.argument_fields()}
     assert set(argument_checks.RANGES) | set(argument_checks.ELSEWHERE) <= fields | arguments.SPELLINGS

@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,9 +67,14 @@ class Imported:
 
 def imported(command: str) -> Imported:
     """Return the new command line for an old one; raise ConfigError for what can't be read, with the nearest flag."""
-    new = _Importing(parse(command)).done()
+    new = translated(command)
     new.notes += [f"a launch would refuse this: {problem}" for problem in refusals(new.overrides)]
     return new
+
+
+def translated(command: str) -> Imported:
+    """As `imported`, without asking whether the new command line would be launched."""
+    return _Importing(parse(command)).done()
 
 
 def refusals(overrides: Sequence[str]) -> list[str]:
@@ -121,8 +127,8 @@ def _launcher(words: Sequence[str]) -> tuple[str, list[str]]:
         return LAUNCH_MODULE, list(words[1:])
     if not program.startswith("python"):
         raise ConfigError(
-            f"it starts with {program!r}, which isn't read: give the command from `python` or torchrun on, and say who starts the processes "
-            "in topology.launcher (torchrun, mpirun, deepspeed)."
+            f"it starts with {program!r}, which isn't read: give the command from `python` or torchrun on, and say what starts the "
+            "processes by topology.launcher (torchrun, mpirun, deepspeed)."
         )
     rest = list(words[1:])
     if len(rest) > 1 and re.fullmatch(r"-u?m", rest[0]):
@@ -224,7 +230,7 @@ class _Importing:
             handle(values)
         elif name in _TOGETHER:
             pass
-        elif not argument.keys or argument.not_for == self.family:
+        elif not argument.keys or (self.family and argument.not_for == self.family):
             self._note(f"--{name}", argument.note)
         else:
             for key in argument.keys:
@@ -266,13 +272,13 @@ class _Importing:
         else:
             self.family = WHISPER if _is_whisper(name) else ENCODER_DECODER
             self.new.groups["model"] = options.get(name, "whisper_small" if self.family == WHISPER else "wav2vec2_bart_base")
-        if name not in options:
-            self._set("model.name_or_path", hydra_value(name, text=True))
-        if self.family == ENCODER_DECODER:
+        if self.family == ENCODER_DECODER and name.startswith(".") and not (Path(name) / "config.json").is_file():
             self._note(
                 f"--model_name_or_path {name}",
-                "a model made by a script before; without model.name_or_path, model=wav2vec2_bart_base makes it in the run (or wav2vec2_bart_large)",
+                "no model is there; model=wav2vec2_bart_base, or wav2vec2_bart_large, makes in the run what a script had to make before",
             )
+        elif name not in options:
+            self._set("model.name_or_path", hydra_value(name, text=True))
 
     def _dataset(self) -> None:
         name = self._one("dataset_name")
@@ -281,7 +287,8 @@ class _Importing:
         self.new.groups["dataset"] = "hub"
         self._set("dataset.path", hydra_value(RENAMED_DATASETS.get(name, name), text=True))
         if name == "common_voice":
-            self._note(f"--dataset_name {name}", "a loading script, which datasets 4 doesn't run; give a local copy: dataset.root=/a/folder of Parquet files")
+            why = "a loading script, which datasets 4 doesn't run: give a folder of its Parquet files as dataset.root"
+            self._note(f"--dataset_name {name}", why)
         if self.old.script == STREAMING:
             self._set("dataset.streaming", "true")
 
@@ -318,8 +325,7 @@ class _Importing:
                 self._note(f"--{argument.name}", argument.note)
         if not habana:  # a command of transformers' own scripts
             self._set("trainer.args.adam_epsilon", "1e-8")
-            if device == "cpu":
-                self._set("trainer.engine", "transformers")
+            self._set("trainer.engine", "transformers")
 
     def _stages(self) -> None:
         trains, scores = self._is_set("do_train"), self._is_set("do_eval")
@@ -346,7 +352,8 @@ class _Importing:
             return
         self.new.groups["gaudi_config"] = short if short in GAUDI_CONFIGS else "wav2vec2"
         if short not in GAUDI_CONFIGS:
-            self._note(f"--gaudi_config_name {name}", "is not here: gaudi_config=wav2vec2 has the values published for most models; compare them")
+            why = "is not here: gaudi_config=wav2vec2 has the values published for most models; compare them"
+            self._note(f"--gaudi_config_name {name}", why)
 
     def _chars_to_ignore(self, values: list[str]) -> None:
         characters = re.sub(r"\\(.)", r"\1", "".join(values).replace(" ", ""))
@@ -398,7 +405,8 @@ class _Importing:
     def _resume_from_checkpoint(self, values: list[str]) -> None:
         self._set("resume", "auto")
         self._note(
-            "--resume_from_checkpoint", "resume=auto goes on with a run of this project; a checkpoint that the script left can't be gone on from"
+            "--resume_from_checkpoint",
+            "resume=auto goes on with a run of this project; a checkpoint that the script left can't be gone on from",
         )
 
     def _variable(self, name: str, value: str) -> None:
@@ -411,9 +419,7 @@ class _Importing:
             self._set(f"topology.environment.{name}", hydra_value(value))
 
 
-_TOGETHER = (
-    "model_name_or_path dataset_name do_train do_eval preprocessing_only use_habana use_cpu no_cuda"
-).split()
+_TOGETHER = ("model_name_or_path dataset_name do_train do_eval preprocessing_only use_habana use_cpu no_cuda").split()
 """Flags that are read together with others."""
 _NUMBERS = ("world_size", "process_per_node", "nproc_per_node", "nnodes", "node_rank", "master_port")
 _TEXT_KEYS = (
@@ -449,9 +455,10 @@ def _json_of(path: Path) -> dict[str, Any]:
     return content
 
 
+@lru_cache
 def model_options() -> dict[str, str]:
     """Return the options of the model group that are a checkpoint, by its name."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted((composition.CONF / "model").glob("*.yaml")):
         name = yaml.safe_load(path.read_text(encoding="utf-8")).get("name_or_path")
         found |= {name: path.stem} if name else {}

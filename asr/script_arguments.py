@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 CTC, STREAMING, SEQ2SEQ = "run_speech_recognition_ctc", "run_speech_recognition_ctc_streaming", "run_speech_recognition_seq2seq"
@@ -18,7 +19,7 @@ SCRIPTS = {CTC: "ctc", STREAMING: "ctc", SEQ2SEQ: "seq2seq"}
 """The scripts and what trains their models."""
 ENCODER_DECODER, WHISPER = "a warm-started encoder-decoder", "Whisper"
 SPAWN = "gaudi_spawn"
-_HUB_TOKEN = "tokens come from the environment (HF_TOKEN) and are never written"
+_NEVER_WRITTEN = "tokens come from the environment (HF_TOKEN) and are never written"
 _NO_CACHE = "caches are named by a fingerprint of what they were made from, so none is ever stale"
 
 
@@ -45,8 +46,8 @@ def _same(name: str, node: str, example: str, note: str = "", kind: str = "text"
 
 _SHARED = (
     Argument("trust_remote_code", ("model.trust_remote_code",), "off by default, and in run.json; datasets 4 runs no dataset code", "bool"),
-    Argument("token", (), _HUB_TOKEN, "text", "x"),
-    Argument("use_auth_token", (), _HUB_TOKEN, "bool", earlier=True),
+    Argument("token", (), _NEVER_WRITTEN, "text", "x"),
+    Argument("use_auth_token", (), _NEVER_WRITTEN, "bool", earlier=True),
     Argument("overwrite_cache", (), _NO_CACHE, "bool"),
     Argument(
         "preprocessing_num_workers",
@@ -101,7 +102,7 @@ _CTC_DATA = (
     Argument(
         "chars_to_ignore",
         ("text.remove",),
-        "literal characters; the script makes a regular expression of them, where `!-;` is a range that also deletes apostrophes and digits",
+        "literal characters; the script makes a regular expression of them, where `!-;` is a range that deletes apostrophes and digits too",
         "list",
         ", ?",
     ),
@@ -173,13 +174,15 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         *_SHARED,
         _MIN_DURATION,
         Argument("do_lower_case", ("text.case",), "lower, the default here as there, or keep", "bool", "False"),
-        Argument("language", ("model.language",), "what Whisper is told; others know one language", example="hindi", not_for=ENCODER_DECODER),
+        Argument(
+            "language", ("model.language",), "what Whisper is told; others know one language", example="hindi", not_for=ENCODER_DECODER
+        ),
         Argument("task", ("model.task",), "what Whisper is told; others transcribe", example="translate", not_for=ENCODER_DECODER),
         Argument(
             "label_features_max_length",
             ("batching",),
-            "`batching=fixed batching.seconds=null batching.labels=N`; utterances with more labels are left out and listed, where the script "
-            "cuts their labels off. `batching=buckets`, the default, pads less, and cuts and leaves out none",
+            "`batching=fixed batching.seconds=null batching.labels=N`; utterances with more labels are left out and listed, where the "
+            "script cuts their labels off; `batching=buckets`, the default, pads less, and leaves out none",
             example="128",
         ),
     ),
@@ -188,20 +191,23 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
 
 LAUNCHERS: dict[str, tuple[Argument, ...]] = {
     SPAWN: (
-        Argument("world_size", ("topology",), "`topology=hpu8`; another number is topology.world_size", example="8"),
-        Argument("hostfile", ("topology.num_nodes", "topology.hostfile"), "for DeepSpeed: `topology=hpu_nodes`", example="hosts"),
+        Argument("world_size", ("topology",), "`topology=hpu8`; another number is topology.ranks_per_node", example="8"),
+        Argument("hostfile", ("topology",), "topology.hostfile, for DeepSpeed, of `topology=hpu_nodes`", example="hosts"),
         Argument("use_mpi", ("topology.launcher",), "`topology.launcher=mpirun`", "bool"),
-        Argument("use_deepspeed", ("topology.launcher", "topology.deepspeed"), "`topology=hpu8_deepspeed`", "bool"),
+        Argument("use_deepspeed", ("topology.launcher",), "`topology.launcher=deepspeed`; `topology=hpu8_deepspeed` has both", "bool"),
         Argument("master_port", ("topology.master_port",), "null takes a free one, where gaudi_spawn.py has 29500", example="29501"),
-        Argument("process_per_node", ("topology.num_nodes",), "`topology=hpu_nodes` with ranks_per_node", example="4", earlier=True),
+        Argument("process_per_node", ("topology",), "topology.ranks_per_node, of topology.num_nodes servers", example="8", earlier=True),
     ),
     "torch.distributed.launch": (
-        Argument("nproc_per_node", ("topology",), "`topology=gpu4`, `topology=hpu8`; another number is topology.world_size", example="4"),
+        Argument(
+            "nproc_per_node", ("topology",), "`topology=gpu4`, `topology=hpu8`; another number is topology.ranks_per_node", example="4"
+        ),
         Argument("nnodes", ("topology.num_nodes",), "", example="2"),
         Argument("node_rank", ("topology.node_rank",), "", example="1"),
         Argument("master_addr", ("topology.master_addr",), "", example="host0"),
         Argument("master_port", ("topology.master_port",), "", example="29501"),
         Argument("use_env", (), "ranks always come from the environment", "bool"),
+        Argument("standalone", (), "on one server a free port is taken", "bool"),
         Argument("max_restarts", (), "a run goes on by resume=auto", example="0"),
     ),
 }
@@ -214,7 +220,12 @@ TRAINING = (
     Argument("do_eval", ("stages",), "", "bool"),
     Argument("do_predict", (), "the scripts themselves do nothing then; `stages=[evaluate]` writes predictions.jsonl", "bool"),
     Argument("seed", ("seed",), "seeds everything", example="7"),
-    Argument("use_habana", ("topology",), "`topology=hpu1`, `hpu8`, ...", "bool"),
+    Argument(
+        "use_habana",
+        ("topology", "trainer.engine", "trainer.args.adam_epsilon"),
+        "`topology=hpu1`, `hpu8`, ...; without it the command is transformers', for its engine and with its adam_epsilon (1e-8)",
+        "bool",
+    ),
     Argument("use_lazy_mode", ("topology.use_lazy_mode",), "", "bool", "False"),
     Argument("use_cpu", ("topology",), "`topology=cpu`", "bool"),
     Argument("no_cuda", ("topology",), "`topology=cpu`", "bool"),
@@ -224,7 +235,9 @@ TRAINING = (
         "a group: `gaudi_config=wav2vec2` and `whisper` have the published values; those of a local file come as keys",
         example="Habana/wav2vec2",
     ),
-    Argument("deepspeed", ("topology.deepspeed",), "the file's content, or conf/deepspeed/zero2.yaml where it isn't there", example="z.json"),
+    Argument(
+        "deepspeed", ("topology.deepspeed",), "the file's content, or conf/deepspeed/zero2.yaml where it isn't there", example="z.json"
+    ),
     Argument("ddp_backend", ("topology.backend",), "", example="gloo"),
     Argument("local_rank", (), "a launcher numbers the processes; the topology group says how many", example="0"),
     Argument(
@@ -246,8 +259,8 @@ TRAINING = (
     Argument("length_column_name", (), "lengths are known from the headers", example="input_length"),
     Argument("generation_config", (), "model.generation holds its values", example="x"),
     Argument("sortish_sampler", (), "the batching group says which utterances share a batch", "bool"),
-    Argument("hub_token", (), _HUB_TOKEN, example="x"),
-    Argument("push_to_hub_token", (), _HUB_TOKEN, example="x"),
+    Argument("hub_token", (), _NEVER_WRITTEN, example="x"),
+    Argument("push_to_hub_token", (), _NEVER_WRITTEN, example="x"),
     Argument("ignore_data_skip", (), "a run that goes on takes up its batches where it stopped", "bool"),
     Argument("restore_callback_states_from_checkpoint", (), "a run that goes on takes up everything where it stopped", "bool"),
     Argument("save_only_model", (), "a checkpoint is what a run goes on from; model/ has the weights alone", "bool"),
@@ -295,6 +308,7 @@ DEFAULTS: dict[str, dict[str, str]] = {
 """Defaults of the scripts that differ from ours and decide what is trained and kept: an imported command line says them."""
 
 
+@lru_cache
 def arguments_of(script: str) -> dict[str, Argument]:
     """Return every argument that a script takes, by its name."""
     generating = SCRIPTS[script] == "seq2seq"

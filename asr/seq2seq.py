@@ -79,7 +79,7 @@ class EncoderDecoderModel:
     """A pretrained text decoder, such as facebook/bart-base; its tokenizer is the model's."""
     decoder_revision: str | None = None
     encoder: dict[str, Any] = free_form()
-    """Values of the encoder's config: over its checkpoint's, or with model_type for one from scratch."""
+    """Values of the encoder's config, over its checkpoint's. With model_type, an encoder from scratch, unless a checkpoint is given."""
     decoder: dict[str, Any] = free_form()
     """Values of the decoder's config, likewise."""
     feature_extractor: dict[str, Any] = free_form()
@@ -146,7 +146,7 @@ class EncoderDecoderModel:
         decoders = string_dict("transformers.models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
         if half == "decoder" and decoders and model_type not in decoders:
             raise ConfigError(f"{model_type!r} is no text decoder (no causal language model).{did_you_mean(model_type, decoders)}", key=key)
-        pretrained.check_config_keys(getattr(self, half), model_type, key=half)
+        pretrained.check_config_keys(self._over(half), model_type, key=half)
         if half == "encoder":
             parameters = config_parameters(model_type)
             for name in ENCODER_KNOBS:
@@ -200,8 +200,15 @@ class EncoderDecoderModel:
         else:
             values = files.config() if (files := self._half_files(half)) else {}
         own = self._encoder_knobs() if half == "encoder" else {}
-        model_type = str(getattr(self, half).get("model_type") or values.get("model_type"))
-        return {**config_defaults(model_type), **values, **getattr(self, half), **own}
+        given = self._over(half)
+        model_type = str(given.get("model_type") or values.get("model_type"))
+        return {**config_defaults(model_type), **values, **given, **own}
+
+    def _over(self, half: str) -> dict[str, Any]:
+        """Return the values of a half's config that are ours: what describes one from scratch isn't, where a checkpoint is given."""
+        given = dict(getattr(self, half))
+        has_checkpoint = self.name_or_path is not None or self._half_files(half) is not None
+        return {} if has_checkpoint and "model_type" in given else given
 
     def _encoder_knobs(self) -> dict[str, Any]:
         return {name: value for name in ENCODER_KNOBS if (value := getattr(self, f"encoder_{name}")) is not None}
@@ -269,17 +276,19 @@ class EncoderDecoderModel:
         with pretrained.made():
             if self.name_or_path is not None:
                 config = transformers.AutoConfig.from_pretrained(self.files().folder(), **remote)
-                config.encoder.update({**self.encoder, **self._encoder_knobs()})
-                config.decoder.update(self.decoder)
+                config.encoder.update({**self._over("encoder"), **self._encoder_knobs()})
+                config.decoder.update(self._over("decoder"))
                 model = transformers.SpeechEncoderDecoderModel.from_pretrained(self.files().folder(), config=config, **attention)
             else:
                 masks = {"apply_spec_augment": True} if self.encoder_mask_time_prob or self.encoder_mask_feature_prob else {}
-                encoder = self._made_half("encoder", {**masks, **self.encoder, **self._encoder_knobs()}, transformers.AutoModel, attention)
+                encoder = self._made_half(
+                    "encoder", {**masks, **self._over("encoder"), **self._encoder_knobs()}, transformers.AutoModel, attention
+                )
                 size = {} if self.decoder_name_or_path else {"vocab_size": len(tokenizer)}
                 special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
                 crossed = {"is_decoder": True, "add_cross_attention": True}
                 decoder = self._made_half(
-                    "decoder", {**crossed, **special, **size, **self.decoder}, transformers.AutoModelForCausalLM, attention
+                    "decoder", {**crossed, **special, **size, **self._over("decoder")}, transformers.AutoModelForCausalLM, attention
                 )
                 _check_takes_encoder(decoder)
                 model = transformers.SpeechEncoderDecoderModel(encoder=encoder, decoder=decoder)

@@ -112,7 +112,9 @@ def test_a_saved_model_is_where_the_next_run_starts_and_what_a_pipeline_loads(to
     pipe = transformers.pipeline("automatic-speech-recognition", str(tmp_path / "saved"), device="cpu")
     heard = pipe(waveform.copy())
     inputs = node.processor(tokenizer, model).feature_extractor(waveform, sampling_rate=16000, return_tensors="pt")
-    assert heard["text"] == tokenizer.decode(model.eval().generate(**inputs, generation_config=pipe.generation_config)[0], skip_special_tokens=True)
+    assert heard["text"] == tokenizer.decode(
+        model.eval().generate(**inputs, generation_config=pipe.generation_config)[0], skip_special_tokens=True
+    )
 
 
 def test_a_decoder_without_cross_attention_is_refused(tokenizer):

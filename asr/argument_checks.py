@@ -95,7 +95,8 @@ def checked(args: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     known = engine.argument_fields()
     if not known:  # it isn't installed, which Pipeline.check_reachable says
         return dict(args)
-    values = {name: _checked_argument(str(name), value, engine) for name, value in args.items()}
+    given = {name: value for name, value in args.items() if name != "num_train_epochs" or value is not None}  # null leaves it to max_steps
+    values = {name: _checked_argument(str(name), value, engine) for name, value in given.items()}
     arguments.installed_spelling(values, known)
     return values
 

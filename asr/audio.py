@@ -1,6 +1,6 @@
 """Audio files: what a header says, and decoded samples.
 
-In: anything libsndfile reads, in a file of its own or in a cell of an Arrow file, whole or a part of it.
+In: anything libsndfile reads, in a file of its own, in a cell of an Arrow file or in memory, whole or a part of it.
 Out: seconds, or mono float32 samples at the rate asked for.
 """
 
@@ -33,20 +33,21 @@ BLOCK_SAMPLES = 1 << 24
 """Of all channels, decoded at once: the length that a header says is memory asked for before a sample is read."""
 
 
-def seconds_of(path: Path, *, column: str = "", row: int | None = None) -> float:
+def seconds_of(path: Path, *, column: str = "", row: int | None = None, content: bytes | None = None) -> float:
     """Return the duration in seconds from the header alone; raise DataError that names the file.
 
+    `content` is the file itself, where it has been read already: `path` and `row` then only say whence.
     Also for a file shorter than its header promises. Formats without such a promise (mp3, ogg) can't tell.
     """
     import soundfile
 
     try:
-        stored = _stored(path, column, row)
+        stored = _stored(path, column, row, content)
         with soundfile.SoundFile(stored) as file:
             _check_header(file, stored, _where(path, row))
             seconds, lost = float(file.frames / file.samplerate), _share_lost(file.extra_info)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, row, error) from error
+        raise _unreadable(path, row, error, is_there=content is not None) from error
     if lost * seconds > TOLERANCE_SECONDS:
         raise DataError(
             f"{_where(path, row)} is cut short: {seconds:.2f} s of {seconds * (1 + lost):.2f} s are there; repair it or leave it out."
@@ -86,10 +87,12 @@ def read(
     row: int | None = None,
     start_seconds: float | None = None,
     seconds: float | None = None,
+    content: bytes | None = None,
 ) -> NDArray[np.float32]:
     """Return samples as mono float32 in [-1, 1], shape [samples], at `sample_rate_hz`.
 
-    Channels are averaged; other rates are resampled by soxr. `start_seconds` takes the part that begins there.
+    Channels are averaged; other rates are resampled by soxr. `start_seconds` takes the part that begins there. `content` is the
+    file itself, where it has been read already.
     `seconds` is what the header promised: raises DataError that names the file when much else is decoded
     (a file cut short), for samples that are NaN or infinite, and for what can't be decoded.
     """
@@ -98,7 +101,7 @@ def read(
     import soxr
 
     try:
-        stored = _stored(path, column, row)
+        stored = _stored(path, column, row, content)
         with soundfile.SoundFile(stored) as file:
             _check_header(file, stored, _where(path, row))
             rate_hz, count, finite = file.samplerate, file.frames, file.subtype.startswith("PCM")
@@ -108,7 +111,7 @@ def read(
                 count = min(count - start, count if seconds is None else round(seconds * rate_hz))
             samples = _decoded(file, count)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, row, error) from error
+        raise _unreadable(path, row, error, is_there=content is not None) from error
     if seconds is not None and abs(len(samples) / rate_hz - seconds) > TOLERANCE_SECONDS:
         raise DataError(
             f"{_where(path, row)} is cut short: {len(samples) / rate_hz:.2f} s of {seconds:.2f} s can be decoded; repair or leave it out."
@@ -135,7 +138,9 @@ def _decoded(file: Any, count: int) -> NDArray[np.float32]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _stored(path: Path, column: str, row: int | None) -> bytes | io.BytesIO:
+def _stored(path: Path, column: str, row: int | None, content: bytes | None) -> bytes | io.BytesIO:
+    if content is not None:
+        return io.BytesIO(content)
     return os.fsencode(path) if row is None else io.BytesIO(arrow.audio_bytes(path, column, row))
 
 
@@ -143,6 +148,7 @@ def _where(path: Path, row: int | None) -> str:
     return str(path) if row is None else f"{path}, row {row},"
 
 
-def _unreadable(path: Path, row: int | None, error: Exception) -> DataError:
-    what = f"can't be read as audio ({str(error).rpartition(': ')[2].strip()})" if path.exists() else "is not there"
+def _unreadable(path: Path, row: int | None, error: Exception, *, is_there: bool = False) -> DataError:
+    reason = str(error).rpartition(": ")[2].strip()
+    what = f"can't be read as audio ({reason})" if is_there or path.exists() else "is not there"
     return DataError(f"{_where(path, row)} {what}; repair it or leave it out.")

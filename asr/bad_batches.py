@@ -33,7 +33,8 @@ class Watched:
 
     def utterance_ids(self, dataset: UtteranceDataset) -> tuple[str, ...]:
         """Return the ids of its rows that count."""
-        return tuple(dataset.utterances[row].id for row in self.facts.rows if row != FILLER)
+        names = self.facts.stream.ids if self.facts.stream else {}
+        return tuple(names.get(row) or dataset.utterances[row].id for row in self.facts.rows if row != FILLER)
 
     def again(self, dataset: UtteranceDataset, collate: Collator) -> dict[str, Any]:
         """Return the batch as the loader made it, but for its facts: rows depend on nothing but their slots."""

@@ -6,9 +6,11 @@ In: the sizes of a split and a batch size. Out: lists of slots, the same for the
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asr.config import bounded
@@ -267,6 +269,15 @@ class Batching:
     def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
         raise NotImplementedError
 
+    def shapes_of_stream(
+        self, sizes: Sizes, batch_size: int, *, longest_seconds: float | None, most_labels: int | None
+    ) -> tuple[Shape, ...]:
+        """Return the shapes for a stream of which `sizes` are a sample; empty where the longest row of a batch decides.
+
+        All of a stream that is no longer than `longest_seconds` fits. `most_labels` is what the model takes at most.
+        """
+        return ()
+
 
 @dataclass(kw_only=True)
 class Buckets(Batching):
@@ -285,24 +296,39 @@ class Buckets(Batching):
     null takes 0 for CTC, and 0.3 for a model with a decoder."""
     label_unit: int = bounded(1, at_least=1)
     """The labels of a shape are rounded up to a multiple of this."""
+    plan_file: str | None = None
+    """With dataset.streaming: manifest/train.plan.json of an earlier streamed run, for its lengths and labels; null plans from a sample."""
 
     @property
     def most_shapes(self) -> int:
         return self.max_shapes
 
     def plan(self, sizes: Sizes, batch_size: int, *, world_size: int = 1) -> Plan:
-        longest = -(-int(sizes.lengths.max()) // sizes.unit) * sizes.unit
-        reference = longest if self.reference_seconds is None else sizes.length_of(self.reference_seconds)
         return plan_buckets(
             sizes,
             max_shapes=self.max_shapes,
-            budget=batch_size * reference,
+            budget=self._budget(int(sizes.lengths.max()), sizes, batch_size),
             world_size=world_size,
             attention_share=self.attention_share,
             most_rows=self.max_batch_size,
             label_share=sizes.label_share if self.label_share is None else self.label_share,
             label_unit=self.label_unit,
         )
+
+    def _budget(self, longest: int, sizes: Sizes, batch_size: int) -> int:
+        """Return the padded input length of a batch."""
+        longest = -(-longest // sizes.unit) * sizes.unit
+        return batch_size * (longest if self.reference_seconds is None else sizes.length_of(self.reference_seconds))
+
+    def shapes_of_stream(
+        self, sizes: Sizes, batch_size: int, *, longest_seconds: float | None, most_labels: int | None
+    ) -> tuple[Shape, ...]:
+        if longest_seconds is not None:
+            sizes = with_row(sizes, sizes.length_of(longest_seconds))
+        edges = saved_edges(self.plan_file) if self.plan_file else roomier(self.plan(sizes, batch_size).shapes, most_labels)
+        budget = self._budget(max(shape.length for shape in edges), sizes, batch_size)
+        most = self.max_batch_size or budget
+        return tuple(shape._replace(rows=max(1, min(budget // shape.length, most))) for shape in edges)
 
 
 @dataclass(kw_only=True)
@@ -334,6 +360,51 @@ class Fixed(Batching):
         length = np.array([longest if self.seconds is None else sizes.length_of(self.seconds)])
         shape_of = np.zeros(len(sizes.lengths), np.int64)
         return planned(sizes, length, shape_of, lambda _: batch_size, None, world_size, self.labels)
+
+    def shapes_of_stream(
+        self, sizes: Sizes, batch_size: int, *, longest_seconds: float | None, most_labels: int | None
+    ) -> tuple[Shape, ...]:
+        sizes = sizes if longest_seconds is None else with_row(sizes, sizes.length_of(longest_seconds))
+        (shape,) = self.plan(sizes, batch_size).shapes
+        return (shape._replace(rows=batch_size),)
+
+
+LABEL_ROOM = 1.2
+"""A stream's longest transcript, over that of a sample: labels cost little, and what doesn't fit is left out."""
+
+
+def roomier(shapes: Sequence[Shape], most_labels: int | None) -> tuple[Shape, ...]:
+    """Return a sample's shapes with more room for labels: of each length, the shape with the most holds any up to `LABEL_ROOM` times
+    the most that rows no longer had."""
+    wider = []
+    for shape in shapes:
+        if shape.labels == max(other.labels for other in shapes if other.length == shape.length):
+            seen = max(other.labels for other in shapes if other.length <= shape.length)
+            shape = shape._replace(labels=min(-int(-seen * LABEL_ROOM // 1), most_labels or 1 << 30))
+        wider.append(shape)
+    return tuple(wider)
+
+
+def with_row(sizes: Sizes, length: int) -> Sizes:
+    """Return the sizes with one row more, of this length and without labels."""
+    import numpy as np
+
+    return replace(sizes, lengths=np.append(sizes.lengths, length), labels=np.append(sizes.labels, 0))
+
+
+def saved_edges(path: str) -> tuple[Shape, ...]:
+    """Return the shapes of a plan that a streamed run has written; raise ConfigError for a file that is none."""
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        shapes = tuple(Shape(*map(int, shape)) for shape in content["shapes"])
+        if not shapes or min(map(min, shapes)) < 1:
+            raise ValueError("it has no shapes")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{path} can't be read as a plan ({why}); name a streamed run's manifest/train.plan.json.", key="plan_file"
+        ) from error
+    return shapes
 
 
 def groups_by_length(args: Any) -> bool:

@@ -6,9 +6,9 @@ padded to their longest row. A row that can't be decoded becomes a filler of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asr import audio, features
 from asr.batching import FILLER, Slot
@@ -32,13 +32,22 @@ BATCH_FACTS = "facts"
 """The batch's key that the trainer takes out before the model sees it."""
 
 
+class Streamed(NamedTuple):
+    """Of a batch of a stream: which of its rank's readers made it, that reader's state after it (JSON), and ids by row number."""
+
+    reader: int
+    state: Mapping[str, Any]
+    ids: Mapping[int, str]
+
+
 @dataclass(frozen=True)
 class BatchFacts:
     """What the host knows of a batch, so that nobody has to ask the device (a sync) for it.
 
     `rows`: row numbers in the manifest, FILLER for what counts for nothing. `lengths`: real input frames (or samples)
     of each row, 0 for a filler. `label_lengths`: labels of each, likewise. `seconds`: audio of each. `bad`: row number and
-    problem of rows that couldn't be decoded. `rows_per_rank`, `labels_per_rank` and `epoch`: as in asr.batching.Slot.
+    problem of rows that couldn't be decoded. `rows_per_rank`, `labels_per_rank` and `epoch`: as in asr.batching.Slot. `stream`: where it
+    is a stream's.
     """
 
     rows: tuple[int, ...]
@@ -49,6 +58,7 @@ class BatchFacts:
     rows_per_rank: float | None = None
     epoch: int = 0
     labels_per_rank: float | None = None
+    stream: Streamed | None = None
 
     @property
     def real(self) -> tuple[bool, ...]:
@@ -75,8 +85,8 @@ class Row:
     problem: str = ""
 
 
-class UtteranceDataset:
-    """A map-style torch dataset over slots: decodes and extracts features when a row is asked for, deterministically.
+class Decoding:
+    """Waveforms to rows: augmented and turned into features, deterministically.
 
     `on_bad`: "drop" turns a row that can't be decoded into a filler with its problem, "fail" raises its DataError.
     `max_bad_fraction`: most of the rows that whoever trains on them may find to be such. `label_share`: as in asr.planning.Sizes.
@@ -84,8 +94,6 @@ class UtteranceDataset:
 
     def __init__(
         self,
-        utterances: Sequence[Utterance],
-        labels: Labels,
         feature_extractor: Any,
         *,
         on_bad: str = "fail",
@@ -94,8 +102,6 @@ class UtteranceDataset:
         seed: int = 0,
         label_share: float = 0.0,
     ) -> None:
-        self.utterances = utterances
-        self.labels = labels
         self.feature_extractor = feature_extractor
         self.on_bad = on_bad
         self.max_bad_fraction = max_bad_fraction
@@ -104,16 +110,46 @@ class UtteranceDataset:
         self.label_share = label_share
         self.input_length = InputLength.of(feature_extractor.to_dict())
 
+    @property
+    def longest_stretch(self) -> float:
+        """What a duration may be multiplied by at most: with speed perturbation, utterances are as long as at the slowest."""
+        return self.augmentation.longest_stretch if self.augmentation else 1.0
+
+    def sizes_of(self, seconds: Iterable[float], labels: Labels) -> Sizes:
+        """Return what batches of rows of so many seconds are planned from."""
+        import numpy as np
+
+        lengths = np.array([self.input_length(s * self.longest_stretch) for s in seconds], np.int64)
+        return Sizes(lengths, labels.lengths, self.input_length, self.input_length.unit, self.label_share)
+
+    def decoded(self, row: Row, utterance_id: str, read: Callable[[], NDArray[np.float32]]) -> Row:
+        """Return the row with its inputs; one that can't be `read` with its problem, or raise its DataError."""
+        try:
+            waveform = read()
+        except DataError as error:
+            if self.on_bad == "fail":
+                raise
+            return replace(row, labels=(), seconds=0.0, problem=str(error))
+        rate = self.feature_extractor.sampling_rate
+        if self.augmentation:
+            waveform = self.augmentation.apply(waveform, rate, seed=self.seed, epoch=row.epoch, utterance_id=utterance_id)
+        return replace(row, inputs=features.extract(self.feature_extractor, waveform))
+
+
+class UtteranceDataset(Decoding):
+    """A map-style torch dataset over slots: decodes and extracts features when a row is asked for."""
+
+    def __init__(self, utterances: Sequence[Utterance], labels: Labels, feature_extractor: Any, **options: Any) -> None:
+        super().__init__(feature_extractor, **options)
+        self.utterances = utterances
+        self.labels = labels
+
     def __len__(self) -> int:
         return len(self.utterances)
 
     def sizes(self) -> Sizes:
-        """Return what batches are planned from: with speed perturbation, lengths as they are at the slowest."""
-        import numpy as np
-
-        stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
-        lengths = np.array([self.input_length((u.seconds or 0.0) * stretch) for u in self.utterances], np.int64)
-        return Sizes(lengths, self.labels.lengths, self.input_length, self.input_length.unit, self.label_share)
+        """Return what batches are planned from."""
+        return self.sizes_of((u.seconds or 0.0 for u in self.utterances), self.labels)
 
     def __getitem__(self, slot: Slot | int) -> Row:
         """Return the row of a slot; a plain number is a row outside any plan."""
@@ -123,18 +159,9 @@ class UtteranceDataset:
         utterance = self.utterances[number]
         seconds = utterance.seconds or 0.0
         row = Row(number, None, self.labels[number], seconds, self.input_length(seconds), shape, epoch, rows_per_rank, labels_per_rank)
-        try:
-            waveform = self._decoded(utterance)
-        except DataError as error:
-            if self.on_bad == "fail":
-                raise
-            return replace(row, labels=(), seconds=0.0, problem=str(error))
-        rate = self.feature_extractor.sampling_rate
-        if self.augmentation:
-            waveform = self.augmentation.apply(waveform, rate, seed=self.seed, epoch=epoch, utterance_id=utterance.id)
-        return replace(row, inputs=features.extract(self.feature_extractor, waveform))
+        return self.decoded(row, utterance.id, lambda: self._read(utterance))
 
-    def _decoded(self, utterance: Utterance) -> NDArray[np.float32]:
+    def _read(self, utterance: Utterance) -> NDArray[np.float32]:
         return audio.read(
             utterance.audio,
             self.feature_extractor.sampling_rate,

@@ -24,6 +24,8 @@ class Combination(Protocol):
     @property
     def rehearse(self) -> bool: ...
     @property
+    def dataset(self) -> Any: ...
+    @property
     def batching(self) -> Any: ...
     @property
     def model(self) -> Any: ...
@@ -265,6 +267,45 @@ def averaged_checkpoints_hold_whole_weights(asked: Combination) -> ConfigError |
     )
 
 
+NOT_IN_STREAMS = {
+    "save_strategy": "a stream has no epochs to save at: take steps, with trainer.args.save_steps",
+    "eval_strategy": "a stream has no epochs to evaluate at: take steps, with trainer.args.eval_steps",
+    "logging_strategy": "a stream has no epochs to log at: take steps, with trainer.args.logging_steps",
+    "evaluation_strategy": "a stream has no epochs to evaluate at: take eval_strategy=steps, with trainer.args.eval_steps",
+    "train_sampling_strategy": "a stream's lengths aren't known beforehand: batching=buckets puts rows of like length together",
+    "group_by_length": "a stream's lengths aren't known beforehand: batching=buckets puts rows of like length together",
+    "auto_find_batch_size": "a stream's shapes are planned with one batch size: set it to false",
+    "dataloader_drop_last": "a stream has no last batch: leave it out",
+}
+"""Training arguments that a stream can't follow, with the mend; a strategy is refused where it says epoch or group_by_length."""
+
+
+def streams_are_counted_in_steps(asked: Combination) -> ConfigError | None:
+    """A stream has no length: the loop counts the steps of one endless epoch (transformers 4.55, trainer.py:5437)."""
+    args = asked.trainer.args
+    if not asked.dataset.streaming or asked.rehearse:
+        return None
+    if args.get("num_train_epochs") is not None:
+        return ConfigError(
+            "a stream is trained on for so many steps: set trainer.args.max_steps, and this to null.", key=_arg("num_train_epochs")
+        )
+    if args.get("max_steps", -1) <= 0:
+        return ConfigError("is missing: a stream has no length, so say after how many steps training ends.", key=_arg("max_steps"))
+    for name, mend in NOT_IN_STREAMS.items():
+        if args.get(name) in ("epoch", "group_by_length", True):
+            return ConfigError(f"can't be {str(args[name]).lower()} with dataset.streaming: {mend}.", key=_arg(name))
+    if args.get("dataloader_in_order") is False:
+        return ConfigError("a stream that can be gone on with comes in order: leave it out.", key=_arg("dataloader_in_order"))
+    return None
+
+
+def plan_files_are_for_streams(asked: Combination) -> ConfigError | None:
+    """A manifest's plan has the least padding for its very utterances, and no bound for others (asr/batching.py: Buckets.plan)."""
+    if getattr(asked.batching, "plan_file", None) is None or asked.dataset.streaming:
+        return None
+    return ConfigError("is taken with dataset.streaming alone; a manifest is planned for itself: leave it null.", key="batching.plan_file")
+
+
 Rule = Callable[[Combination], ConfigError | None]
 HOST_RULES: tuple[Rule, ...] = (habana_is_there,)
 RULES: tuple[Rule, ...] = (
@@ -277,6 +318,8 @@ RULES: tuple[Rule, ...] = (
     autocast_lists_come_in_time,
 )
 TRAINING_RULES: tuple[Rule, ...] = (
+    streams_are_counted_in_steps,
+    plan_files_are_for_streams,
     skipped_steps_are_ours,
     fast_ddp_has_hpus,
     several_graphed_cards_use_fast_ddp,

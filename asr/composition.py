@@ -175,6 +175,14 @@ Plugins.instance().register(SchemaSearchPath)
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource  # `register` would keep the one that is there
 
 
+def _unless_streaming(value: Any, otherwise: Any = None, *, _root_: DictConfig) -> Any:
+    """Return what a default is: `value`, or `otherwise` for a stream, which has no epochs. Whatever a user writes in its place is meant."""
+    return otherwise if OmegaConf.select(_root_, "dataset.streaming", default=False) else value
+
+
+OmegaConf.register_new_resolver("unless_streaming", _unless_streaming, replace=True)
+
+
 def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Return the composed configuration, on request with Hydra's own node; raise ConfigError when it can't be composed."""
     with composing(overrides, conf), _bounded_depth(), initialize_config_dir(str(conf), version_base=VERSION_BASE):

@@ -41,11 +41,15 @@ from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
+from asr.planning import DECODER_SHARE
 from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
 from asr.spec_augment import takes_masks
 from asr.stops import End, Terminated, ended_by
+from asr.streaming.dataset import FORMATS, StreamedDataset, Taste
+from asr.streaming.plans import StreamPlan
+from asr.streaming.shards import Shards
 
 if TYPE_CHECKING:
     pass
@@ -58,8 +62,6 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
-LABEL_SHARE = 0.3
-"""What of the longest utterance's work is a decoder's, by which its batches are planned; batching.label_share says otherwise."""
 
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
@@ -278,19 +280,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     model = pipeline.model.load(tokenizer, new_head=pipeline.builds_vocabulary)
     processor = pipeline.model.processor(tokenizer, model)
     extractor = processor.feature_extractor
-    datasets = {
-        role: UtteranceDataset(
-            table.utterances,
-            Labels.load(preparing.labels_path(run, role)),
-            extractor,
-            on_bad=pipeline.dataset.on_bad,
-            max_bad_fraction=pipeline.dataset.max_bad_fraction,
-            augmentation=pipeline.augment if role == "train" and pipeline.augment.active else None,
-            seed=pipeline.seed,
-            label_share=LABEL_SHARE if pipeline.model.generates else 0.0,
-        )
-        for role, table in tables.items()
-    }
+    datasets = {role: _dataset(pipeline, run, role, table, tokenizer, extractor) for role, table in tables.items()}
     if pipeline.vocabulary.phoneme_language:  # what is learnt is phonemes, so that is what is scored
         references["eval"] = tokenizer.batch_decode([row.tolist() for row in datasets["eval"].labels], group_tokens=False)
     if pipeline.model.tokenizer_kind == "whisper":
@@ -328,6 +318,29 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     return speech_trainer, scorer
 
 
+def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, tokenizer: Any, extractor: Any) -> Any:
+    """Return what the trainer takes the rows of a split from."""
+    labels = Labels.load(preparing.labels_path(run, role))
+    source: Any = pipeline.dataset
+    options = {
+        "on_bad": source.on_bad,
+        "max_bad_fraction": source.max_bad_fraction,
+        "augmentation": pipeline.augment if role == "train" and pipeline.augment.active else None,
+        "seed": pipeline.seed,
+    }
+    if role == "train" and pipeline.streams:
+        return StreamedDataset(
+            Shards.load(preparing.units_path(run), FORMATS),
+            preparing.stream_rules(pipeline, tokenizer),
+            Taste([u.seconds or 0.0 for u in table.utterances], labels),
+            StreamPlan.load(preparing.plan_path(run)),
+            extractor,
+            shuffle_buffer_size=source.shuffle_buffer_size,
+            **options,
+        )
+    return UtteranceDataset(table.utterances, labels, extractor, label_share=DECODER_SHARE if pipeline.model.generates else 0.0, **options)
+
+
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     """Train, save the model where a pipeline can load it, and return what was measured."""
     name = run.record.get("resumed_from")
@@ -338,6 +351,8 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     speech_trainer.gather_forwarded("train")
     if not speech_trainer.forwarded["train"].audio_seconds:
         raise DataError("no utterance of the training split could be decoded; run.log names each with its problem.")
+    if speech_trainer.streams:
+        measured |= _told_of_stream(speech_trainer, run, rank)
     averaged = speech_trainer.averaging.apply(speech_trainer) if speech_trainer.averaging else []
     if averaged and rank.is_first:
         run.save(averaged_checkpoints=averaged)
@@ -345,6 +360,16 @@ def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
     measured |= {} if stopped_at is None else {"stopped_early_at_step": stopped_at}
     _save_model(speech_trainer, run, rank)
     return measured | _forwarded(speech_trainer, "train", measured["train_runtime"] - speech_trainer.evaluation_seconds)
+
+
+def _told_of_stream(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:
+    """Say, record and return how far the stream was read, and what of it was left out."""
+    told = speech_trainer.stream_report()
+    if rank.is_first:
+        run.save(stream=told)
+        for reason, count in told["left_out"].items():
+            log.warning("train: %d times left out: %s (the first: %s)", count, reason, told["examples"][reason])
+    return {"train_epochs_begun": told["epochs_begun"], "train_times_left_out": sum(told["left_out"].values())}
 
 
 def _saves_when_preempted(speech_trainer: Any, run: Run, asked: stops.Asked) -> None:

@@ -158,6 +158,24 @@ def _downloaded(
     return patiently(work, [cache_folder(cache_dir) / f"models--{name.replace('/', '--')}"])
 
 
+def opened(url: str) -> Any:
+    """Open a file of a repository (hf://...) for reading at any place; what is asked for is fetched, and nothing is kept."""
+    return _file_system().open(url, "rb")
+
+
+def size_of(url: str) -> int:
+    """Return the bytes of a file of a repository."""
+    return int(_file_system().info(url)["size"])
+
+
+def _file_system() -> Any:
+    from huggingface_hub import HfFileSystem
+
+    if is_offline():
+        raise ConnectionError("HF_HUB_OFFLINE is set, and a stream is read from the hub as it goes")
+    return HfFileSystem()  # one a process and thread, as fsspec keeps them
+
+
 def cache_folder(cache_dir: str | None) -> Path:
     """Return where the hub's files are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE

@@ -123,7 +123,7 @@ def build(source: Source, split: str, *, limit: int | None, normalise: Callable[
         if reason and source.on_bad == "fail":
             raise DataError(f"dataset {source.name}, split {split!r}, utterance {row.id!r}: {detail} (dataset.on_bad=drop leaves it out)")
         first_of.setdefault(row.id, row)
-        reason = reason or _reason_to_leave_out(source, found.seconds or 0.0, normalise(row.text))
+        reason = reason or reason_to_leave_out(source, found.seconds or 0.0, normalise(row.text))
         if reason:
             left_out.append(LeftOut(row.id, reason, detail, str(row.audio)))
         else:
@@ -158,7 +158,8 @@ def _measured(row: Utterance, fact: headers.Fact) -> tuple[Utterance, str, str]:
     return replace(row, seconds=min(end, fact.seconds) - row.start_seconds), "", ""
 
 
-def _reason_to_leave_out(source: Source, seconds: float, text: str) -> str:
+def reason_to_leave_out(source: Source, seconds: float, text: str) -> str:
+    """Return why an utterance of so many seconds and this normalised text isn't used; empty where it is."""
     if seconds < FRAME_SECONDS:
         return f"shorter than a frame of {FRAME_SECONDS:g} s"
     if seconds < source.min_duration_in_seconds:

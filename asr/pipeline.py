@@ -185,6 +185,11 @@ class Pipeline:
         return {"train": self.dataset.train_split} | wanted if {"train", "prepare"} & set(self.stages) else wanted
 
     @property
+    def streams(self) -> bool:
+        """Whether the training split is read as it is trained on; a rehearsal takes a copy of its sample."""
+        return self.dataset.streaming and not self.rehearse and "train" in self.splits
+
+    @property
     def builds_vocabulary(self) -> bool:
         """Whether the tokenizer is made from transcripts, rather than given or the model's own."""
         if self.vocabulary.rebuild:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asr import config, fitting, manifest, runs, vocabulary, whisper_tokenizer
 from asr.ctc import CTCModel
-from asr.errors import ConfigError
+from asr.errors import ConfigError, DataError
 from asr.labels import Labels
 from asr.pipeline import Pipeline
+from asr.planning import DECODER_SHARE, Sizes
 from asr.runs import Run
+from asr.streaming import plans, scan
+from asr.streaming.dealing import Dealing
+from asr.streaming.rules import Frames, Rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,25 +37,74 @@ def prepare(pipeline: Pipeline, run: Run) -> None:
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
     with config.under("dataset"):
-        tables = {role: manifest.build(source, split, limit=limits[role], normalise=rules) for role, split in pipeline.splits.items()}
+        scanned = _scan(pipeline) if pipeline.streams else None
+        tables = {
+            role: scanned.table if scanned and role == "train" else manifest.build(source, split, limit=limits[role], normalise=rules)
+            for role, split in pipeline.splits.items()
+        }
     transcripts = {role: [rules(u.text) for u in table.utterances] for role, table in tables.items()}
     labels = _labels(pipeline, run, transcripts)
     described = {}
     for role, table in tables.items():
-        reasons = fitting.unfit([u.seconds or 0.0 for u in table.utterances], labels[role], _bounds(pipeline, role))
+        reasons = fitting.unfit([u.seconds or 0.0 for u in table.utterances], labels[role], bounds(pipeline, role))
         kept = table.without(reasons)
         manifest.check_not_empty(kept, source)
         rows = labels[role].select([i for i in range(len(labels[role])) if i not in reasons]) if reasons else labels[role]
         kept.save(manifest_path(run, role))
         rows.save(labels_path(run, role))
         described[role] = {"split": table.split, **kept.describe(), "labels": manifest.spread(rows.lengths.tolist())}
-        log.info("%s (%s): %d utterances, %.2f h", role, table.split, len(kept.utterances), kept.hours)
+        sampled = f", a sample of about {scanned.shards.num_utterances}" if scanned and role == "train" and not scanned.is_whole else ""
+        log.info("%s (%s): %d utterances, %.2f h%s", role, table.split, len(kept.utterances), kept.hours, sampled)
         for reason, count in kept.reasons.items():
             log.warning("%s (%s): %d left out: %s", role, table.split, count, reason)
+        if scanned and role == "train":
+            described[role] |= _prepare_stream(pipeline, run, scanned, kept, rows)
     run.save(
         dataset={"name": source.name, "fingerprint": source.fingerprint(), "splits": described},
         text={"rules": asdict(rules), "scoring": "references and hypotheses are normalised by these rules"},
     )
+
+
+def _scan(pipeline: Pipeline) -> scan.Scan:
+    """Look at a sample of the training split, which is streamed."""
+    source: Any = pipeline.dataset  # one of asr.sources.sharded, or a team's own that does the same
+    shards = source.shards(source.train_split)
+    if not shards.units:
+        raise DataError(f"dataset {source.name}, split {source.train_split!r}: it has no shards.")
+    order = Dealing(len(shards.units), 1, pipeline.seed).order(0)
+    return scan.scan(shards, source, source.train_split, most=source.sample_utterances, order=order, normalise=pipeline.text)
+
+
+def _prepare_stream(pipeline: Pipeline, run: Run, scanned: scan.Scan, sample: manifest.Manifest, labels: Labels) -> dict[str, Any]:
+    """Write the shards and the plan of the stream; return what run.json says of them."""
+    import numpy as np
+
+    args, length, stretch = pipeline.trainer.args, pipeline.model.input_length(), pipeline.augment.longest_stretch
+    longest = pipeline.dataset.max_duration_in_seconds
+    lengths = np.array([length((u.seconds or 0.0) * stretch) for u in sample.utterances], np.int64)
+    processes = pipeline.topology.num_processes
+    with config.under("batching"):
+        plan = plans.planned(
+            pipeline.batching,
+            Sizes(lengths, labels.lengths, length, length.unit, DECODER_SHARE if pipeline.model.generates else 0.0),
+            args.get("per_device_train_batch_size", 8),
+            longest_seconds=None if longest is None else longest * stretch,
+            most_labels=bounds(pipeline, "train").decoder_labels,
+            num_readers=processes * max(1, args.get("dataloader_num_workers", 0)),
+            num_processes=processes,
+            is_whole=scanned.is_whole,
+        )
+    scanned.shards.save(units_path(run))
+    plan.save(plan_path(run), {"made_from": f"{len(lengths)} utterances of {pipeline.dataset.name}", "input": asdict(length)})
+    shards = len({unit.shard for unit in scanned.shards.units})
+    log.info("train: %d shards with %d units, %s utterances", shards, len(scanned.shards.units), scanned.shards.num_utterances)
+    return {"streamed": {"shards": shards, "units": len(scanned.shards.units), "utterances": scanned.shards.num_utterances}}
+
+
+def stream_rules(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Rules:
+    """Return what decides, utterance by utterance, what of a stream is trained on."""
+    encode = pipeline.vocabulary.encode if isinstance(pipeline.model, CTCModel) else pipeline.model.labels
+    return Rules(pipeline.dataset, pipeline.text, partial(encode, tokenizer), bounds(pipeline, "train"))
 
 
 def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str]]) -> dict[str, Labels]:
@@ -76,7 +130,7 @@ def _labels(pipeline: Pipeline, run: Run, transcripts: Mapping[str, Sequence[str
     return {role: Labels.of(pipeline.vocabulary.encode(tokenizer, row) for row in rows) for role, rows in transcripts.items()}
 
 
-def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
+def bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
     """Return what an utterance must fit into.
 
     More labels than frames: CTC's loss is infinite, so training leaves it out. An evaluation keeps it: leaving out
@@ -84,14 +138,14 @@ def _bounds(pipeline: Pipeline, role: str) -> fitting.Bounds:
     """
     batching, slowest = pipeline.batching, pipeline.augment.longest_stretch if role == "train" else 1.0
     seconds = None if pipeline.model.input_length().window_seconds else batching.most_seconds  # a window has one length
-    bounds = fitting.Bounds(shape_seconds=seconds, shape_labels=batching.most_labels, slowest=slowest)
-    bounds = replace(bounds, decoder_labels=pipeline.model.most_labels())  # it has no positions for more, in an evaluation neither
+    found = fitting.Bounds(shape_seconds=seconds, shape_labels=batching.most_labels, slowest=slowest)
+    found = replace(found, decoder_labels=pipeline.model.most_labels())  # it has no positions for more, in an evaluation neither
     if role != "train":
-        return bounds
+        return found
     length, count = pipeline.model.input_length(), pipeline.model.frame_count()
     if count is None:
-        return replace(bounds, window_seconds=pipeline.model.most_seconds())
-    return replace(bounds, frames=lambda seconds: count([length(s) for s in seconds]), fastest=pipeline.augment.shortest_stretch)
+        return replace(found, window_seconds=pipeline.model.most_seconds())
+    return replace(found, frames=Frames(length, count), fastest=pipeline.augment.shortest_stretch)
 
 
 def _report_unknown(tokenizer: PreTrainedTokenizerBase, transcripts: Sequence[str], run: Run) -> None:
@@ -111,3 +165,13 @@ def manifest_path(run: Run, role: str) -> Path:
 def labels_path(run: Run, role: str) -> Path:
     """Return where their label ids lie."""
     return run.path / "manifest" / f"{role}.labels.npz"
+
+
+def units_path(run: Run) -> Path:
+    """Return where it is written down what a stream reads."""
+    return run.path / "manifest" / "train.units.json"
+
+
+def plan_path(run: Run) -> Path:
+    """Return where the shapes of a stream's batches lie; another run's batching.plan_file takes them from there."""
+    return run.path / "manifest" / "train.plan.json"

@@ -334,7 +334,7 @@ def _step_end(trainer: Any) -> TrainerCallback:
                 if trainer._carried:
                     trainer.restore(trainer._carried)
                 trainer._re_anchor_best()
-                if self.counts_from_resume:
+                if self.counts_from_resume or args.ignore_data_skip:
                     steps = trainer.resumed_step % trainer.steps_per_epoch
                     epochs.done = steps * args.gradient_accumulation_steps * args.world_size
             trainer._began = time.monotonic()

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, stops, undecodable
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, undecodable
 from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
 from asr.best import Best
@@ -22,21 +22,14 @@ from asr.config import bounded, choice, free_form
 from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
 from asr.errors import ConfigError, DataError
 from asr.planning import Shape
-from asr.resuming import ResumingMixin
+from asr.streaming.dataset import StreamedDataset
+from asr.streaming.training import StreamingMixin, loader_options
 
 if TYPE_CHECKING:
     from asr.engines import Engine
     from asr.topology import Topology
 
 log = logging.getLogger(__name__)
-
-LOADER_OPTIONS = {
-    "dataloader_persistent_workers": "persistent_workers",
-    "dataloader_prefetch_factor": "prefetch_factor",
-    "dataloader_in_order": "in_order",
-    "dataloader_multiprocessing_context": "multiprocessing_context",
-}
-"""Arguments that a DataLoader with workers takes, and its names for them; the last two are new in transformers 5."""
 
 
 @dataclass(kw_only=True)
@@ -88,7 +81,7 @@ class SpeechTraining:
         model: Any,
         processor: Any,
         data_collator: Callable[..., Any],
-        train_dataset: UtteranceDataset | None,
+        train_dataset: UtteranceDataset | StreamedDataset | None,
         eval_dataset: UtteranceDataset | None,
         compute_metrics: Callable[..., Any] | None,
         gaudi_config: Any,
@@ -105,6 +98,7 @@ class SpeechTraining:
             "remove_unused_columns": False,
             "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
             "restore_callback_states_from_checkpoint": True,
+            "ignore_data_skip": isinstance(train_dataset, StreamedDataset),  # it goes on by itself, and can't be skipped through
             **best.arguments(self.args),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
@@ -212,7 +206,7 @@ _ENDED: list[Any] = []
 """Trainers of several ranks that have ended, kept from their destructors."""
 
 
-class SpeechTrainerMixin(ResumingMixin):
+class SpeechTrainerMixin(StreamingMixin):
     """Stands before a Trainer class: gives it our batches and counts what goes through forward.
 
     For GaudiTrainer, GaudiSeq2SeqTrainer and transformers' Trainer alike. Fillers must count for nothing in the loss:
@@ -246,10 +240,14 @@ class SpeechTrainerMixin(ResumingMixin):
         self.agreed.append(self.undecodable)
 
     def get_train_dataloader(self) -> Any:
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if self.streams:
+            self._train_plan = self.train_dataset.plan
+            return self.stream_loader(seed)
         batches = self.batching.train(
             self.train_dataset.sizes(),
             self._train_batch_size or self.args.train_batch_size,  # auto_find_batch_size changes the former
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=seed,
             world_size=self.args.world_size,
             args=self.args,
         )
@@ -279,21 +277,9 @@ class SpeechTrainerMixin(ResumingMixin):
         return {phase: plan.shapes for phase, plan in plans.items() if plan is not None}
 
     def _loader(self, data: UtteranceDataset, batches: Any, collate: Callable[..., Any]) -> Any:
-        import torch
         from torch.utils.data import DataLoader
 
-        workers = self.args.dataloader_num_workers
-        options = {name: value for argument, name in LOADER_OPTIONS.items() if (value := vars(self.args).get(argument)) is not None}
-        loader = DataLoader(
-            data,  # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=stops.listen_in_loader if workers else None,
-            generator=torch.Generator(),  # its own: a loader's start draws a number, and must not move the model's dice
-            pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
-            **(options if workers else {}),
-        )
+        loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, **loader_options(self.args))  # type: ignore[arg-type]
         # accelerate refuses batches of changing size otherwise. Our samplers have no batch_size: it would take the last
         # batch for one that has to be cut down to the remainder of the dataset's length (Accelerator.gather_for_metrics).
         self.accelerator.even_batches = False
@@ -356,6 +342,7 @@ class SpeechTrainerMixin(ResumingMixin):
         inputs = dict(inputs)
         facts: BatchFacts = inputs.pop(BATCH_FACTS)
         shape = self._count("train", facts, inputs)
+        self.note_streamed(facts)
         loss = self.batch_loss(model, inputs, facts, num_items_in_batch)
         self.bad_numbers.watch(loss, facts, shape)
         whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # divided by the labels of all accumulated batches
@@ -395,10 +382,10 @@ class SpeechTrainerMixin(ResumingMixin):
         self.forwarded[phase].count(facts, given, inputs["labels"], shape)
         data = self.train_dataset if phase == "train" else self.eval_dataset
         for row, problem in facts.bad:
-            utterance = data.utterances[row]
-            if utterance.id not in self.forwarded[phase].bad:
-                log.warning("utterance %s counts for nothing: %s", utterance.id, problem)
-            self.forwarded[phase].bad[utterance.id] = problem
+            name = facts.stream.ids[row] if facts.stream else data.utterances[row].id
+            if name not in self.forwarded[phase].bad:
+                log.warning("utterance %s counts for nothing: %s", name, problem)
+            self.forwarded[phase].bad[name] = problem
         return shape
 
 

@@ -241,3 +241,35 @@ def test_a_hub_checkpoint_is_judged_once_its_config_is_in_the_cache(tmp_path):
     assert refused(pipeline) == ["model.layerdrop"]
     with pytest.raises(ConfigError, match=r"^model\.layerdrop: is 0\.1, but with several processes DDP waits"):
         pipeline.check_reachable()
+
+
+STREAM = ["dataset=webdataset", "dataset.root=.", "dataset.streaming=true"]
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "said"),
+    [
+        ({"max_steps": 10}, "", ""),
+        ({"max_steps": 10, "save_strategy": "steps", "eval_strategy": "steps"}, "", ""),
+        ({}, "max_steps", "a stream has no length, so say after how many steps training ends"),
+        ({"max_steps": -1}, "max_steps", "a stream has no length"),
+        ({"max_steps": 10, "num_train_epochs": 3}, "num_train_epochs", "set trainer.args.max_steps, and this to null"),
+        ({"max_steps": 10, "save_strategy": "epoch"}, "save_strategy", "take steps, with trainer.args.save_steps"),
+        ({"max_steps": 10, "eval_strategy": "epoch"}, "eval_strategy", "take steps, with trainer.args.eval_steps"),
+        ({"max_steps": 10, "logging_strategy": "epoch"}, "logging_strategy", "take steps, with trainer.args.logging_steps"),
+        ({"max_steps": 10, "group_by_length": True}, "group_by_length", "batching=buckets"),
+        ({"max_steps": 10, "auto_find_batch_size": True}, "auto_find_batch_size", "planned with one batch size"),
+        ({"max_steps": 10, "dataloader_in_order": False}, "dataloader_in_order", "comes in order"),
+    ],
+)
+def test_streams_are_counted_in_steps(args, key, said):
+    found = compatibility.problems(asked(CPU, *STREAM, **args))
+    assert [problem.key for problem in found] == ([f"trainer.args.{key}"] if key else [])
+    assert all(said in problem.problem for problem in found)
+    assert compatibility.problems(asked(CPU, *STREAM, "rehearse=true", max_steps=10, num_train_epochs=3)) == []
+
+
+def test_a_saved_plan_is_for_streams():
+    (problem,) = compatibility.problems(asked(CPU, "batching.plan_file=x.json"))
+    assert problem.key == "batching.plan_file"
+    assert compatibility.problems(asked(CPU, *STREAM, "batching.plan_file=x.json", max_steps=10)) == []

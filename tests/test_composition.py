@@ -271,3 +271,14 @@ def test_a_bare_experiment_name_is_its_newest_version():
         assert yaml.safe_load(alias.read_text())["defaults"] == [f"{alias.stem}/v{versions[-1]}"]
         released = composed(f"experiment={alias.stem}")
         assert (released["experiment_name"], released["experiment_version"]) == (alias.stem, f"v{versions[-1]}")
+
+
+def test_defaults_that_count_epochs_are_not_meant_for_streams():
+    stream = ["dataset=hub", "dataset.streaming=true"]
+    for overrides, epochs, saves in (
+        ([], 4, "epoch"),
+        (stream, None, "steps"),
+        ([*stream, "trainer.args.num_train_epochs=2", "trainer.args.save_strategy=epoch"], 2, "epoch"),
+    ):
+        args = composed(*overrides)["trainer"]["args"]
+        assert (args["num_train_epochs"], args["save_strategy"]) == (epochs, saves)

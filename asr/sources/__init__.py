@@ -17,7 +17,7 @@ from asr.errors import ConfigError, DataError, did_you_mean
 
 KEPT_APART = (
     "min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples on_bad max_bad_fraction num_workers "
-    "train_split eval_split"
+    "train_split eval_split streaming shuffle_buffer_size sample_utterances"
 ).split()
 """Keys of a source that decide what is kept of its rows, not which rows there are."""
 
@@ -56,6 +56,8 @@ class Source:
 
     makes_root: ClassVar[bool] = False
     """Whether `root` is made by the source, and needn't be there."""
+    can_stream: ClassVar[bool] = False
+    """Whether it has its utterances in shards (asr.sources.sharded)."""
 
     root: str | None = None
     """Folder of the corpus; null takes a folder under $ASR_CACHE or ~/.cache/asr where a source makes its own."""
@@ -74,8 +76,16 @@ class Source:
     """With on_bad=drop, most of a split's utterances that may turn out undecodable when their batch comes; more end it (exit 3)."""
     num_workers: int | None = bounded(None, at_least=0)
     """Processes that read headers; 0 reads in this one, null takes as many as there are cores once it is worth their start."""
+    streaming: bool = False
+    """Trains on the corpus as it is read, shard by shard, without copying or listing it first: Parquet files and tar archives alone."""
 
     def __post_init__(self) -> None:
+        if self.streaming and not self.can_stream:
+            raise ConfigError(
+                "only Parquet files (dataset=hub) and tar archives (dataset=webdataset) are streamed; this source's files are read where "
+                "they lie anyway: leave it false.",
+                key="streaming",
+            )
         longest = self.max_duration_in_seconds
         if longest is not None and longest < self.min_duration_in_seconds:
             raise ConfigError(

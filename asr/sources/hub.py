@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, and local folders in its formats, through the library datasets.
+"""Datasets of the Hugging Face hub, and local folders in its formats, through the library datasets; Parquet files also as a stream.
 
 In: a hub name or a folder of Parquet, Arrow or save_to_disk files, with an audio and a text column. Out: rows that point at
 cells of the memory-mapped Arrow files, where whoever decodes reads the bytes without this library. No audio is read here.
@@ -6,18 +6,23 @@ cells of the memory-mapped Arrow files, where whoever decodes reads the bytes wi
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from asr import hub
-from asr.errors import ConfigError, DataError, did_you_mean
-from asr.secrets import redacted
-from asr.sources import Source, Utterance, check_column, inside
+from asr.errors import ConfigError, DataError, did_you_mean, listed
+from asr.sources import Utterance, check_column, inside
 from asr.sources.arrow_split import ArrowSplit, is_audio, is_text
+from asr.sources.sharded import Sharded
+from asr.streaming import parquet
+from asr.streaming.parquet import ParquetFormat
+from asr.streaming.shards import Shards, Unit, why
+
+log = logging.getLogger(__name__)
 
 PART_KEYS = ("path config_name revision audio_column text_column speaker_column id_column train_split eval_split").split()
 """What an entry of `parts` may say."""
@@ -27,23 +32,18 @@ SAVED = ("dataset_dict.json", "state.json")
 
 
 @dataclass(kw_only=True)
-class Hub(Source):
+class Hub(Sharded):
     """One dataset, or several joined by `parts`. Splits are expressions: "train+validation", "train[:10%]", "train[100:200]".
 
-    A local folder is given as `root`, which wins over `path`. Raises ConfigError for a dataset, configuration, split or column
-    that can't be had.
+    Raises ConfigError for a dataset, configuration, split or column that can't be had. With streaming nothing but Parquet files serves.
     """
+
+    ENDING: ClassVar[str] = ".parquet"
 
     train_split: str = "train"
     """A split expression."""
     eval_split: str = "test"
     """A split expression."""
-    path: str | None = None
-    """Name on the hub, such as openslr/librispeech_asr, or a local folder."""
-    config_name: str | None = None
-    """Configuration of the dataset, such as clean; null where it has but one."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; null takes main."""
     cache_dir: str | None = None
     """Where datasets keeps its Arrow files; null keeps to its own default (HF_DATASETS_CACHE)."""
     audio_column: str = "audio"
@@ -59,6 +59,8 @@ class Hub(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.streaming and self.parts:
+            raise ConfigError("a stream is of one dataset: name it by path or root, or set streaming=false.", key="parts")
         for number, part in enumerate(self.parts):
             for key, value in part.items():
                 if key not in PART_KEYS:
@@ -81,6 +83,9 @@ class Hub(Source):
             self._folder()
 
     def utterances(self, split: str) -> Iterator[Utterance]:
+        if self.streaming:
+            yield from super().utterances(split)
+            return
         if not self.parts:
             yield from self._rows(split)
             return
@@ -139,88 +144,6 @@ class Hub(Source):
             arrow_files = kept / "___".join([*owner, camelcase_to_snakecase(name)])
             return hub.patiently(load, [hub.cache_folder(None) / f"datasets--{location.replace('/', '--')}", arrow_files])
 
-    def _folder(self) -> Path | None:
-        """Return the local folder of the dataset, or None when it is a name on the hub."""
-        if self.root:
-            return self.corpus_folder()
-        if not self.path:
-            raise ConfigError("is missing; name a dataset on the hub, or give a local folder as root.", key="path")
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return folder.absolute()
-        if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise ConfigError(f"there is no folder {self.path!r}.", key="path")
-        return None
-
-    def _location(self) -> str:
-        return str(self._folder() or self.path)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what datasets raises for a dataset that can't be loaded into an error in a user's words."""
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
-        from pyarrow import ArrowException
-
-        key = "root" if self.root else "path"
-        wanted = self._location() + (f" (config_name {self.config_name})" if self.config_name else "")
-        try:
-            yield
-        except ArrowException as error:  # before ValueError, which some of them are
-            raise DataError(f"{wanted} can't be read: {_first_line(error)}") from error
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            raise ConfigError(
-                f"{wanted} is a loading script, which datasets 4 doesn't run. The hub has a Parquet copy of many: try "
-                "revision=refs/convert/parquet, or give root a folder of Parquet files.",
-                key=key,
-            ) from error
-        except ValueError as error:
-            if "config" not in str(error).lower():
-                raise ConfigError(f"{wanted} can't be loaded: {_first_line(error)}", key=key) from error
-            listed = re.findall(r"'([^']*)'", "".join(re.findall(r"\[(.*?)\]", str(error))[:1]))
-            wrong = f"{self._location()} has no configuration {self.config_name!r}" if self.config_name else "is missing"
-            choices = f"choose from {', '.join(listed)}, or null for the only one." if listed else _first_line(error)
-            raise ConfigError(f"{wrong}; {choices}{did_you_mean(self.config_name or '', listed)}", key="config_name") from error
-        except DatasetNotFoundError as error:
-            raise self._not_to_be_had(wanted, error, key) from error
-        except DatasetsError as error:
-            if isinstance(error.__cause__, ImportError):  # datasets 4 wants torchcodec to pack audio files, not to read packed ones
-                raise ConfigError(
-                    f"{wanted} holds separate audio files, not Parquet or Arrow files; dataset=folder reads a local folder of those.",
-                    key=key,
-                ) from error
-            raise DataError(f"{wanted} can't be converted to Arrow files: {_first_line(error.__cause__ or error)}") from error
-        except hub.failures() as error:  # not there, not reachable, not allowed
-            raise self._not_to_be_had(wanted, error, key) from error
-
-    def _not_to_be_had(self, wanted: str, error: BaseException, key: str) -> ConfigError:
-        if self._folder():
-            return ConfigError(f"{wanted} can't be had: {_first_line(error)}.", key=key)
-        silent = "HF_HUB_OFFLINE is set" if hub.is_offline() else hub.why_silent()
-        reason = f"it is not in the cache, and {hub.endpoint()} can't be asked: {silent}" if silent else _first_line(error)
-        return ConfigError(
-            f"{wanted} can't be had: {reason}. Check the name, the network and HF_TOKEN; without network give a local copy: "
-            "dataset.root=/a/folder of its Parquet or Arrow files, or one that save_to_disk wrote (audio files: dataset=folder "
-            "dataset.root=/a/folder); or HF_HUB_OFFLINE=1 and HF_HOME=/a/cache that has it.",
-            key=key,
-        )
-
-    def _ranges(self, spec: str, num_rows: dict[str, int]) -> list[tuple[str, int, int]]:
-        """Return (split, first row, last row + 1) for every summand of a split expression."""
-        import datasets
-
-        for summand in spec.split("+"):
-            name = summand.strip().partition("[")[0].partition("(")[0]
-            if name not in num_rows:
-                raise self.no_such_split(spec, name, list(num_rows))
-        try:
-            absolute = datasets.ReadInstruction.from_spec(spec).to_absolute(num_rows)
-        except ValueError as error:
-            key = "train_split" if spec == self.train_split else "eval_split"
-            raise ConfigError(f"{spec!r}: {_first_line(error)}; write train[:10%], train[100:200] or train+validation.", key=key) from error
-        return [(part.splitname, part.from_, max(part.from_, part.to)) for part in absolute]
-
     def _ids(self, tables: dict[str, ArrowSplit]) -> dict[str, list[str | None]]:
         """Return the ids of the splits that have some, unique across them where they are within each."""
         ids = {}
@@ -261,13 +184,73 @@ class Hub(Source):
 
     def _check_types(self, split: str, table: ArrowSplit) -> None:
         """Raise a ConfigError unless the columns are there and hold text and audio."""
+        self._check_kinds(split, {column: table.kind(column) for column in table.columns})
+
+    def _check_kinds(self, split: str, kinds: Mapping[str, Any]) -> None:
+        """Raise a ConfigError unless the columns are among these and hold text and audio."""
         for key, right, what in (("text_column", is_text, "text"), ("audio_column", is_audio, "encoded audio or paths")):
             column = getattr(self, key)
-            check_column(column, table.columns, key=key, where=f"{self._location()}, split {split!r},")
-            kind = table.kind(column)
-            if not right(kind):
-                raise ConfigError(f"column {column!r} of {self._location()} holds {kind}, not {what}.", key=key)
+            check_column(column, kinds, key=key, where=f"{self._location()}, split {split!r},")
+            if not right(kinds[column]):
+                raise ConfigError(f"column {column!r} of {self._location()} holds {kinds[column]}, not {what}.", key=key)
+
+    # ---- as shards ----
+
+    def _what_it_reads(self) -> str:
+        return (
+            "only Parquet files are streamed from here: set streaming=false, or take dataset=webdataset for tar archives "
+            "(many datasets have a Parquet copy at revision=refs/convert/parquet)."
+        )
+
+    def shards(self, split: str) -> Shards:
+        """Return the row groups of a split expression; their numbers come from the files' footers."""
+        folder = self._folder()
+        if folder is not None and any((folder / name).is_file() for name in SAVED):
+            raise ConfigError(f"{folder} was written by save_to_disk, which is memory-mapped anyway: set streaming=false.", key="root")
+        files = self.files()
+        named = [summand.strip().partition("[")[0].partition("(")[0] for summand in split.split("+")]
+        for name in named:
+            if name not in files:
+                raise self.no_such_split(split, name, list(files))
+        footers = {name: self._footers(name, files[name], sliced="[" in split or "(" in split) for name in dict.fromkeys(named)}
+        groups = {
+            name: [(file, group, count) for file, facts in found.items() for group, count in enumerate(facts.row_groups)]
+            for name, found in footers.items()
+        }
+        rows = {name: sum(count for _, _, count in found) for name, found in groups.items()}
+        units = tuple(unit for name, start, end in self._ranges(split, rows) for unit in _between(groups[name], start, end))
+        columns = {column for found in footers.values() for facts in found.values() for column in facts.schema.names}
+        speaker = self.speaker_column or ("speaker_id" if "speaker_id" in columns else None)
+        format = ParquetFormat(self.audio_column, self.text_column, speaker, self.id_column)
+        return Shards(format, units, sum(unit.num_rows or 0 for unit in units))
+
+    def _footers(self, split: str, files: Sequence[str], *, sliced: bool) -> dict[str, parquet.Footer]:
+        """Return the footers of a split's files, whose columns are checked in the first that can be read."""
+        found: dict[str, parquet.Footer] = {}
+        bad: list[str] = []
+        for file, facts in zip(files, parquet.footers(files), strict=True):
+            if isinstance(facts, BaseException):
+                bad.append(f"{file} {why(facts)}")
+            else:
+                found[file] = facts
+        if bad and (self.on_bad == "fail" or sliced or not found):
+            raise DataError(f"{listed(bad, by='; ')}; repair it, or take it out of the corpus.")
+        for problem in bad:
+            log.warning("a shard is left out: %s", problem)
+        for facts in list(found.values())[:1]:
+            kinds = dict(zip(facts.schema.names, facts.schema.types, strict=True))
+            self._check_kinds(split, kinds)
+            for key in ("speaker_column", "id_column"):
+                if getattr(self, key) is not None:
+                    check_column(getattr(self, key), kinds, key=key, where=f"{self._location()}, split {split!r},")
+        return found
 
 
-def _first_line(error: BaseException) -> str:
-    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
+def _between(groups: Sequence[tuple[str, int, int]], start: int, end: int) -> Iterator[Unit]:
+    """Yield the units that hold the rows from `start` to before `end` of a split."""
+    before = 0
+    for file, group, count in groups:
+        first, last = max(start - before, 0), min(count, end - before)
+        if first < last:
+            yield Unit(file, group, first, last)
+        before += count

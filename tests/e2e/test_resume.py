@@ -1,4 +1,7 @@
-"""Runs stopped at any moment go on as if nothing had been. What forks runs is in stopped.py, in a process of its own."""
+"""Runs stopped at any moment go on as if nothing had been.
+
+What forks runs is in stopped.py and stopped_streams.py, in a process of its own.
+"""
 
 import json
 import os
@@ -17,10 +20,12 @@ import killing
 HERE = Path(__file__).parent
 
 
-def in_its_own_process(*options: str) -> None:
+def in_its_own_process(*options: str, files: tuple[str, ...] = ("stopped.py", "stopped_streams.py")) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([*command, str(HERE / "stopped.py")], capture_output=True, text=True, env=environment, timeout=1500, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "streaming")])}
+    done = subprocess.run(
+        [*command, *(str(HERE / file) for file in files)], capture_output=True, text=True, env=environment, timeout=1500, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -30,7 +35,12 @@ def test_runs_that_are_stopped():
 
 @pytest.mark.slow
 def test_runs_that_are_stopped_at_each_of_their_steps():
-    in_its_own_process("-m", "slow")
+    in_its_own_process("-m", "slow", files=("stopped.py",))
+
+
+@pytest.mark.slow
+def test_streams_that_are_stopped_at_each_of_their_steps():
+    in_its_own_process("-m", "slow", files=("stopped_streams.py",))
 
 
 # ---- slow: launches of two ranks ----
@@ -54,10 +64,10 @@ def never_stopped(launch, tmp_path_factory):
     return done.cwd / "run"
 
 
-def stopped(folder: Path, stop, *overrides: str) -> int:
+def stopped(folder: Path, stop, *overrides: str, base: list[str] = TWO) -> int:
     """Launch in folder/run, call `stop` with process and run directory once a checkpoint is there, and return the exit code."""
     with (folder / "out").open("w") as out:
-        process = subprocess.Popen(launch_command(*TWO, *overrides, "hydra.run.dir=run"), cwd=folder, stdout=out, stderr=out)
+        process = subprocess.Popen(launch_command(*base, *overrides, "hydra.run.dir=run"), cwd=folder, stdout=out, stderr=out)
         try:
             until(lambda: process.poll() is not None or any((folder / "run" / "checkpoints").glob("checkpoint-*")), seconds=200)
             stop(process, folder / "run")
@@ -119,3 +129,47 @@ def test_a_sweep_goes_on_with_its_jobs(launch, tmp_path):
     assert (first / "run.json").read_bytes() == before
     assert killing.differences(expected, killing.results(second)) == []
     assert [session["status"] for session in read(second / "run.json")["sessions"]] == ["preempted"]
+
+
+# ---- slow: streams of two ranks ----
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    sys.path.insert(0, str(ROOT / "tests" / "streaming"))
+    from shards_made import tar
+
+    folder = tmp_path_factory.mktemp("shards")
+    return tar(tar(folder, range(60), shards=5), range(100, 104), split="test", shards=1)
+
+
+@pytest.fixture(scope="module")
+def streamed(shards):
+    stream = ["dataset=webdataset", f"dataset.root={shards}", "dataset.streaming=true", "dataset.shuffle_buffer_size=7"]
+    mine = ("dataset.", "trainer.args.num_train_epochs=", "trainer.args.save_strategy=")
+    args = [f"trainer.args.{arg}" for arg in ("max_steps=6", "per_device_train_batch_size=3")]
+    return [*stream, *args, *(option for option in OF_RANKS if not option.startswith(mine))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_ranks_go_on_with_a_stream_as_if_nothing_had_been(launch, streamed, tmp_path, workers):
+    overrides = [*streamed, f"trainer.args.dataloader_num_workers={workers}"]
+    (tmp_path / "whole").mkdir()
+    whole = launch(tmp_path / "whole", *overrides, "topology=cpu2", "hydra.run.dir=run")
+    assert whole.code == 0, whole.err
+    assert stopped(tmp_path, rank_killed, "topology=cpu2", base=overrides) == 137
+    done = launch(tmp_path, *overrides, "topology=cpu2", "hydra.run.dir=run", "resume=auto")
+    assert done.code == 0, done.err
+    assert equal(tmp_path / "run", whole.cwd / "run") == []
+    assert read(tmp_path / "run" / "run.json")["stream"] == read(whole.cwd / "run" / "run.json")["stream"]
+    assert left_behind(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_one_rank_begins_the_next_epoch_of_a_stream_that_two_read(launch, streamed, tmp_path):
+    assert stopped(tmp_path, asked_to_end, "topology=cpu2", base=streamed) == 75
+    done = launch(tmp_path, *streamed, "topology=cpu", "hydra.run.dir=run", "resume=auto")
+    assert done.code == 0, done.err
+    assert "the stream is dealt anew: every reader begins epoch " in done.err
+    assert read(tmp_path / "run" / "run.json")["status"] == "finished"

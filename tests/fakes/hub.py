@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -63,8 +64,12 @@ def unknown_name() -> Iterator[Fake]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, kind: str = "models", stalls_at: str = "") -> Iterator[Fake]:
-    """Serves a folder as the repository someone/tiny; of the file `stalls_at` it sends the first half and no more, however often asked."""
+def serving(folder: Path, *, kind: str = "models", stalls_at: str = "", breaks_at: Mapping[int, str] | None = None) -> Iterator[Fake]:
+    """Serves a folder as the repository someone/tiny; of the file `stalls_at` it sends the first half and no more, however often asked.
+
+    `breaks_at` says which of the parts of files that are asked for go wrong, counted from 1: "drops" in its midst, or "refuses" with 429.
+    """
+    parts = itertools.count(1)
 
     def answer(handler: Handler) -> None:
         path = handler.path.partition("?")[0]
@@ -77,6 +82,8 @@ def serving(folder: Path, *, kind: str = "models", stalls_at: str = "") -> Itera
             return handler.say(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         content = file.read_bytes()
         marks = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if handler.command == "GET" and "Range" in handler.headers and not stalls_at:
+            return handler.part(content, marks, (breaks_at or {}).get(next(parts), ""))
         return handler.say(200, content, marks, stalls=file.name == stalls_at)
 
     with _serving(answer) as hub:
@@ -114,6 +121,21 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         while not self.server.over.wait(0.2):
             pass
+
+    def part(self, content: bytes, headers: dict[str, str], goes_wrong: str) -> None:
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        end = min(int(last) + 1, len(content)) if last else len(content)
+        asked = content[int(first) : end]
+        if goes_wrong == "refuses":
+            return self.say(429, b"too many")
+        if goes_wrong == "drops":
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(asked)))
+            self.end_headers()
+            self.wfile.write(asked[: len(asked) // 2])
+            self.close_connection = True
+            return self.wfile.flush()
+        return self.say(206, asked, {**headers, "Content-Range": f"bytes {first}-{end - 1}/{len(content)}"})
 
     def log_message(self, *_: object) -> None:
         """Nothing: the visits are counted instead."""

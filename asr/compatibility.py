@@ -265,6 +265,14 @@ def averaged_checkpoints_hold_whole_weights(asked: Combination) -> ConfigError |
     )
 
 
+def lora_adapts_a_checkpoint(asked: Combination) -> ConfigError | None:
+    """LoRA keeps the model's weights as they are (peft 0.21.2, tuners/tuners_utils.py:523): those of a model from scratch are chance."""
+    names = [getattr(asked.model, name, None) for name in ("name_or_path", "encoder_name_or_path", "decoder_name_or_path")]
+    if not getattr(asked.model, "lora", None) or any(names) or asked.rehearse:
+        return None
+    return ConfigError("there is nothing to adapt in a model from scratch: name a checkpoint, or leave it empty.", key="model.lora")
+
+
 Rule = Callable[[Combination], ConfigError | None]
 HOST_RULES: tuple[Rule, ...] = (habana_is_there,)
 RULES: tuple[Rule, ...] = (
@@ -285,6 +293,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     graphed_models_do_not_generate,
     checkpointing_knows_this_torch,
     averaged_checkpoints_hold_whole_weights,
+    lora_adapts_a_checkpoint,
 )
 
 

@@ -90,12 +90,13 @@ class PretrainedFiles:
 _PACKAGES = {"data2vec-audio": "data2vec"}
 """Model types that don't lie in a package of their name."""
 _INHERITED = ("apply_spec_augment", "gradient_checkpointing", "id2label", "label2id", "architectures", "torch_dtype", "initializer_range")
+_OF_DECODERS = ("cross_attention_hidden_size", "is_decoder", "add_cross_attention", "tie_word_embeddings")
 
 
 def config_parameters(model_type: str) -> tuple[str, ...]:
     """Return the names that the config class of a model type takes; empty when its source isn't found."""
     parameters = constructor_parameters(*_config_class(model_type))
-    return (*parameters, *_INHERITED) if parameters else ()
+    return (*parameters, *_INHERITED, *_OF_DECODERS) if parameters else ()
 
 
 @lru_cache

@@ -284,7 +284,7 @@ class EncoderDecoderModel:
                 encoder, fresh = self._made_half("encoder", knobs, transformers.AutoModel, attention)
                 size = {} if self.decoder_name_or_path else {"vocab_size": len(tokenizer)}
                 special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-                crossed = {"is_decoder": True, "add_cross_attention": True, "tie_word_embeddings": True, "use_cache": True}
+                crossed = {"is_decoder": True, "add_cross_attention": True}
                 decoder, also_fresh = self._made_half(
                     "decoder", {**crossed, **special, **size, **self.decoder}, transformers.AutoModelForCausalLM, attention
                 )
@@ -325,7 +325,11 @@ class EncoderDecoderModel:
             return model, list(model.parameters()) if self._half_files(other) else []
         config = transformers.AutoConfig.from_pretrained(files.folder(), **remote)
         config.update(dict(values))
-        return pretrained.loaded(auto_class, files.folder(), config=config, **remote, **attention)
+        model, fresh = pretrained.loaded(auto_class, files.folder(), config=config, **remote, **attention)
+        embeddings = model.get_input_embeddings().weight if half == "decoder" else None
+        if any(p is embeddings for p in fresh):
+            _take_shared_embeddings(model, files.folder())
+        return model, [p for p in fresh if p is not embeddings]
 
     def _check_fits(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         outputs = model.decoder.config.vocab_size
@@ -333,11 +337,6 @@ class EncoderDecoderModel:
             raise ConfigError(
                 f"the decoder has {outputs} outputs, but the tokenizer {len(tokenizer)} tokens: take the decoder's own tokenizer.",
                 key="vocabulary.tokenizer_name_or_path",
-            )
-        width, crossed = model.encoder_output_dim, getattr(model.decoder.config, "cross_attention_hidden_size", None)
-        if crossed is not None and crossed != width:
-            raise ConfigError(
-                f"its cross-attention takes {crossed} values a frame, but the encoder gives {width}.", key="model.decoder_name_or_path"
             )
 
     def processor(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> ProcessorMixin:
@@ -365,6 +364,21 @@ def _check_takes_encoder(decoder: Any) -> None:
         )
 
 
+def _take_shared_embeddings(decoder: Any, folder: str) -> None:
+    """Give a decoder the embeddings that its checkpoint keeps once for encoder and decoder, as saved BARTs do (model.shared).
+
+    A causal language model looks for its own alone, and would begin with random ones (run with transformers 4.55: BartForCausalLM from
+    what BartForConditionalGeneration.save_pretrained wrote).
+    """
+    import torch
+    import transformers
+
+    whole = transformers.AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        decoder.get_input_embeddings().weight.copy_(whole.get_input_embeddings().weight)
+    decoder.tie_weights()
+
+
 def set_generation(generation_config: Any, values: Mapping[str, Any]) -> None:
     """Set values of a generation config; raise ConfigError for a name that it doesn't have."""
     for name, value in values.items():
@@ -372,3 +386,7 @@ def set_generation(generation_config: Any, values: Mapping[str, Any]) -> None:
             known = sorted(vars(generation_config))
             raise ConfigError(f"the generation config has no such value.{did_you_mean(name, known)}", key=f"model.generation.{name}")
         setattr(generation_config, name, value)
+    try:
+        generation_config.validate(strict=True)  # what doesn't go together is refused when the trained model is saved
+    except ValueError as error:
+        raise ConfigError(f"its values don't go together: {' '.join(str(error).split())[:400]}", key="model.generation") from error

@@ -88,10 +88,8 @@ def _targets(model: PreTrainedModel, lora: LoRA, whole: list[torch.nn.Parameter]
         raise ConfigError(f"has to be given: the model's linear layers are {', '.join(kinds)}.", key="model.lora.target_modules")
     for name in wanted:
         if not _ending(name, layers):
-            others = _ending(name, dict(model.named_modules()))
-            what = f"is a {type(model.get_submodule(others[0])).__name__}, no linear layer," if others else "is no layer"
             raise ConfigError(
-                f"{name!r} {what} of the model; those that LoRA can stand beside are {', '.join(kinds)}.{did_you_mean(name, kinds)}",
+                f"{name!r} {_why_not(model, name)}; those that LoRA can stand beside are {', '.join(kinds)}.{did_you_mean(name, kinds)}",
                 key="model.lora.target_modules",
             )
     found = sorted({layer for name in wanted for layer in _ending(name, layers)})
@@ -102,6 +100,19 @@ def _targets(model: PreTrainedModel, lora: LoRA, whole: list[torch.nn.Parameter]
             f"{both[0]} is trained whole already (it is new, or of modules_to_save): leave it out.", key="model.lora.target_modules"
         )
     return [name for name in found if name not in both]
+
+
+def _why_not(model: PreTrainedModel, name: str) -> str:
+    """Return why no layer of a name can have LoRA."""
+    import torch
+
+    found = _ending(name, dict(model.named_modules()))
+    if not found:
+        return "is no layer of the model"
+    kind = type(model.get_submodule(found[0]))
+    return (
+        "is frozen, or shares its weights with another" if issubclass(kind, torch.nn.Linear) else f"is a {kind.__name__}, no linear layer"
+    )
 
 
 def _linear_layers(model: PreTrainedModel, *, frozen: bool = False) -> dict[str, torch.nn.Linear]:
@@ -164,15 +175,14 @@ def checkpointing(model: torch.nn.Module, args: Mapping[str, Any]) -> dict[str, 
 
     That is transformers 4.55's default (modeling_utils.py:3700), and what the frozen layers below the first LoRA give.
     """
-    given = args.get("gradient_checkpointing_kwargs")
-    if not args.get("gradient_checkpointing") or not is_in(model):
+    name = next((name for name in ("gradient_checkpointing", "activation_checkpointing") if args.get(name)), None)
+    if name is None or not is_in(model):
         return {}
+    given = args.get(f"{name}_kwargs")
     if given is None:
-        return {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        return {f"{name}_kwargs": {"use_reentrant": False}}
     if given.get("use_reentrant", True):
-        raise ConfigError(
-            "reentrant checkpointing gives LoRA no gradients: set use_reentrant to false.", key="trainer.args.gradient_checkpointing_kwargs"
-        )
+        raise ConfigError("reentrant checkpointing gives LoRA no gradients: set use_reentrant to false.", key=f"trainer.args.{name}_kwargs")
     return {}
 
 

@@ -231,8 +231,8 @@ def test_nothing_given_is_no_lora(given):
     ("given", "message"),
     [
         (["q_prj"], r"'q_prj' is no layer of the model; those that LoRA can stand beside are .*k_proj.*\. Did you mean q_proj\?"),
-        (["encoder.layer_norm"], r"'encoder\.layer_norm' is a LayerNorm, no linear layer, of the model"),
-        (["conv"], r"'conv' is a \w*Conv1d, no linear layer"),
+        (["encoder.layer_norm"], r"'encoder\.layer_norm' is a LayerNorm, no linear layer;"),
+        (["conv"], r"'conv' is a \w*Conv1d, no linear layer;"),
         (["q_proj", "lm_head"], r"lm_head is trained whole already"),
     ],
 )
@@ -265,6 +265,8 @@ def test_reentrant_checkpointing_is_refused(tokenizer):
     with pytest.raises(ConfigError, match="reentrant checkpointing gives LoRA no gradients"):
         lora.checkpointing(model, asked)
     assert lora.checkpointing(model, {**asked, "gradient_checkpointing": False}) == {}
+    by_its_new_name = lora.checkpointing(model, {"activation_checkpointing": True})
+    assert by_its_new_name == {"activation_checkpointing_kwargs": {"use_reentrant": False}}
     assert lora.checkpointing(tiny("wav2vec2").load(tokenizer, new_head=True), asked) == {}
 
 

@@ -20,6 +20,7 @@ from asr import (
     engines,
     gaudi,
     launchers,
+    lora,
     seq2seq,
     text,
     topology,
@@ -157,6 +158,8 @@ class Pipeline:
         """
         if not self.works:
             return
+        if getattr(self.model, "lora", None):
+            lora.check_installed()
         engines.engine(self.trainer.engine).check_installed()
         if not self.rehearse:
             self.check_compatible()

@@ -290,7 +290,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     scorer = metrics.Scorer(
         tables["eval"].utterances,
         references["eval"],
-        seq2seq_outputs.decoder(tokenizer) if generates else ctc_outputs.decoder(tokenizer),
+        seq2seq_outputs.decoder(tokenizer, model.config.decoder_start_token_id) if generates else ctc_outputs.decoder(tokenizer),
         pipeline.text,
         pipeline.trainer.eval_metrics,
         datasets["eval"].labels.lengths.tolist() if generates else None,

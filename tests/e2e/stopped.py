@@ -221,6 +221,35 @@ BEST = [
 """The loss falls and rises again: the best is not the last."""
 
 
+DROPOUT = [f"model.decoder.{name}=0.1" for name in ("dropout", "attention_dropout")]
+GENERATING = {
+    "encoder-decoder": [
+        *("trainer=seq2seq", "model=digits_encoder_decoder", "model.max_length=12", "model.num_beams=2", *DROPOUT),
+        *("model.encoder_layerdrop=0.1", "model.encoder_mask_time_prob=0.2", "model.encoder_mask_feature_prob=0.1"),
+    ],
+    "whisper": [
+        *("trainer=seq2seq", "model=digits_whisper", "trainer.args.generation_max_length=16", "model.dropout=0.1"),
+        *("model.apply_spec_augment=true", "model.mask_time_prob=0.2", "model.decoder_layerdrop=0.1", "model.encoder_layerdrop=0.1"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", GENERATING.values(), ids=GENERATING)
+def test_a_model_that_generates_killed_at_any_step(tmp_path, overrides):
+    asked = [*killing.NINE_STEPS, *ENGINE, "augment.speed_factors=[0.9,1.0,1.1]", *overrides]
+    whole = tmp_path / "whole"
+    assert killing.run(killing.composed(asked), whole)[0] == 0, said(whole)
+    equal = 0
+    for step in (1, 2, 5, 8):
+        run_dir = tmp_path / f"killed at {step}"
+        code, _ = killing.run(killing.composed(asked), run_dir, until=saved(run_dir, step))
+        goes_on(killing.composed([*asked, "resume=auto"]), run_dir)
+        assert_equal(run_dir, whole)
+        equal += code == 137
+    assert equal, "no run was killed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",

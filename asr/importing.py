@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from asr import composition
+from asr import compatibility, composition
 from asr.errors import ConfigError, did_you_mean
 from asr.pipeline import Pipeline
 from asr.script_arguments import DEFAULTS, ENCODER_DECODER, LAUNCHERS, SCRIPTS, SPAWN, STREAMING, WHISPER, Argument, arguments_of
@@ -68,7 +68,8 @@ class Imported:
 def imported(command: str) -> Imported:
     """Return the new command line for an old one; raise ConfigError for what can't be read, with the nearest flag."""
     new = translated(command)
-    new.notes += [f"a launch would refuse this: {problem}" for problem in refusals(new.overrides)]
+    composed = composition.to_container(composition.compose(new.overrides))
+    new.notes += [f"a launch would refuse this: {problem}" for problem in refusals(composed)]
     return new
 
 
@@ -77,12 +78,10 @@ def translated(command: str) -> Imported:
     return _Importing(parse(command)).done()
 
 
-def refusals(overrides: Sequence[str]) -> list[str]:
-    """Return what keeps a command line from working wherever it is launched."""
-    from asr import compatibility
-
+def refusals(composed: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a composed configuration from working wherever it is launched."""
     try:
-        described = Pipeline.of(composition.to_container(composition.compose(overrides)))
+        described = Pipeline.of(composed)
     except ConfigError as error:
         return [str(error)]
     return [str(problem) for problem in compatibility.problems(described, on_this_host=False)]

@@ -161,10 +161,7 @@ def test_a_launcher_s_flag_says_its_key_and_no_other(form, argument):
 
 
 def leaves(overrides: list[str]) -> dict[str, object]:
-    from asr import composition
-
-    container = composition.to_container(composition.compose(overrides))
-    return dict(flat(container))
+    return dict(flat(composed(*overrides)))
 
 
 def flat(node: dict, prefix: str = ""):
@@ -196,16 +193,15 @@ ONLY_IN_EXPERIMENTS = {
 
 @pytest.mark.parametrize("name", published_commands.RECIPES)
 def test_a_published_command_is_its_experiment_s_first_version(name):
-    new = importing.imported(published_commands.RECIPES[name])
-    found, released = leaves(new.overrides), leaves([f"experiment={name}/v1"])
+    imported = composed(*importing.translated(published_commands.RECIPES[name]).overrides)
+    found, released = dict(flat(imported)), leaves([f"experiment={name}/v1"])
     differ = changed(found, released) - ONLY_IN_EXPERIMENTS
     if "_ctc_" in name:  # these scripts have no flag for it: they pad to 20 s, the streaming one to the longest of a batch
         differ = {key for key in differ if not key.startswith("batching.")}
     assert differ == set()
     assert name == "common_voice_tr_ctc_streaming" or found["dataset.config_name"] == released["dataset.config_name"]
     assert set(str(found["text.remove"])) == set(str(released["text.remove"]))
-    refused = [note for note in new.notes if note.startswith("a launch would refuse")]
-    assert [note for note in refused if "gradient_checkpointing" not in note] == []
+    assert [problem for problem in importing.refusals(imported) if "gradient_checkpointing" not in problem] == []
 
 
 def test_the_stray_flag_of_the_single_gpu_command_is_left_out():
@@ -247,14 +243,16 @@ def test_what_is_printed_is_a_command_for_a_shell():
     ],
 )
 def test_spellings_of_a_flag(flags, key, value):
-    new = importing.translated(f"{base(data.CTC, 'my/first')} {flags}")
-    assert new.values[key] == value
-    composed(*new.overrides)
+    assert importing.translated(f"{base(data.CTC, 'my/first')} {flags}").values[key] == value
 
 
-def test_characters_come_through_a_shell_and_hydra_unharmed():
-    new = importing.translated(base(data.CTC, "a/b") + r""" --chars_to_ignore \' \" ':{}[](),=\\' '$' """)
-    assert composed(*new.overrides)["text"]["remove"] == "'\":{}[](),=\\$"
+def test_values_come_through_a_shell_and_hydra_unharmed():
+    flags = r""" --chars_to_ignore \' \" ':{}[](),=\\' '$' --train_split_name 'train[:10%]' --text_column_name 7 --report_to a b"""
+    found = composed(*importing.translated(base(data.CTC, "a/b") + flags + """ --lr_scheduler_kwargs '{"num_cycles": 3}'""").overrides)
+    assert found["text"]["remove"] == "'\":{}[](),=\\$"
+    assert (found["dataset"]["train_split"], found["dataset"]["text_column"]) == ("train[:10%]", "7")
+    assert found["trainer"]["args"]["report_to"] == ["a", "b"]
+    assert found["trainer"]["args"]["lr_scheduler_kwargs"] == {"num_cycles": 3}
 
 
 def test_variables_before_the_command():

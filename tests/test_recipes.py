@@ -34,8 +34,6 @@ def pipeline(version: str) -> Pipeline:
     return PIPELINES[version]
 
 
-
-
 def starts(command: list[str], launcher: str, processes: int) -> bool:
     words = " ".join(command)
     return {

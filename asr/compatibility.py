@@ -306,6 +306,14 @@ def plan_files_are_for_streams(asked: Combination) -> ConfigError | None:
     return ConfigError("is taken with dataset.streaming alone; a manifest is planned for itself: leave it null.", key="batching.plan_file")
 
 
+def lora_adapts_a_checkpoint(asked: Combination) -> ConfigError | None:
+    """LoRA keeps the model's weights as they are (peft 0.21.2, tuners/tuners_utils.py:523): those of a model from scratch are chance."""
+    names = [getattr(asked.model, name, None) for name in ("name_or_path", "encoder_name_or_path", "decoder_name_or_path")]
+    if not getattr(asked.model, "lora", None) or any(names) or asked.rehearse:
+        return None
+    return ConfigError("there is nothing to adapt in a model from scratch: name a checkpoint, or leave it empty.", key="model.lora")
+
+
 Rule = Callable[[Combination], ConfigError | None]
 HOST_RULES: tuple[Rule, ...] = (habana_is_there,)
 RULES: tuple[Rule, ...] = (
@@ -328,6 +336,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     graphed_models_do_not_generate,
     checkpointing_knows_this_torch,
     averaged_checkpoints_hold_whole_weights,
+    lora_adapts_a_checkpoint,
 )
 
 

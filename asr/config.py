@@ -258,6 +258,14 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     return built
 
 
+def node_of(target: type, values: Mapping[str, Any]) -> Any:
+    """Return the object of a dataclass that a free-form part of a node describes; raise ConfigError as for a node of its own."""
+    _check_keys(target, values)
+    made = target(**values)
+    check_ranges(made)
+    return made
+
+
 def _check_keys(target: type, node: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(target) if f.init]
     for key in node:

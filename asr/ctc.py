@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from asr import pretrained
+from asr import lora, pretrained
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
 from asr.frames import MODEL_TYPES, FrameCount
+from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults, config_parameters, extractor_parameters
 from asr.shrinking import NEEDED, small_sizes
 from asr.signatures import string_dict
@@ -52,6 +53,8 @@ class CTCModel:
     """Further values of the model's config, over a checkpoint's or an architecture's."""
     freeze_feature_encoder: bool = True
     """Keeps the convolutional waveform encoder fixed (models on log-mel features have none)."""
+    lora: dict[str, Any] | None = free_form()
+    """Trains small matrices beside frozen layers, as r, alpha, dropout, target_modules and modules_to_save say; empty, the layers."""
     attention_dropout: float | None = bounded(None, at_least=0, at_most=1)
     activation_dropout: float | None = bounded(None, at_least=0, at_most=1)
     feat_proj_dropout: float | None = bounded(None, at_least=0, at_most=1)
@@ -71,6 +74,7 @@ class CTCModel:
     """Adds the convolutional adapter that shortens the encoder's output."""
 
     def __post_init__(self) -> None:
+        LoRA.of(self.lora)
         if self.name_or_path is None:
             model_type = self.architecture.get("model_type")
             if model_type is None:
@@ -211,18 +215,21 @@ class CTCModel:
                 config = AutoConfig.from_pretrained(self.files().folder(), **remote)
             masks = {"apply_spec_augment": True} if self.mask_time_prob or self.mask_feature_prob else {}
             config.update({**masks, **self.config, **knobs, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)})
-            if self.name_or_path is None:
-                model = AutoModelForCTC.from_config(config, **attention)
+            if self.name_or_path is None:  # with LoRA that is a rehearsal: what a checkpoint would hold counts as held
+                model, fresh = AutoModelForCTC.from_config(config, **attention), list[Any]()
             else:
-                model = AutoModelForCTC.from_pretrained(
-                    self.files().folder(), config=config, ignore_mismatched_sizes=new_head, **remote, **attention
+                model, fresh = pretrained.loaded(
+                    AutoModelForCTC, self.files().folder(), config=config, ignore_mismatched_sizes=new_head, **remote, **attention
                 )
         if new_head and self.name_or_path is not None:  # rows of another vocabulary would be kept where the sizes agree
             for parameter in model.lm_head.parameters():
                 parameter._is_hf_initialized = False  # transformers 5 leaves what it has loaded alone (initialization.py:45 of 5.23)
             model._init_weights(model.lm_head)
-        if self.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
+        # with LoRA its weights are frozen in any case: this spares it the way back of gradients to its input
+        if (self.freeze_feature_encoder or self.lora) and hasattr(model, "freeze_feature_encoder"):
             model.freeze_feature_encoder()
+        if asked := LoRA.of(self.lora):
+            lora.apply(model, asked, [*fresh, *(model.lm_head.parameters() if new_head else ())])
         return model
 
     def processor(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> ProcessorMixin:

@@ -22,6 +22,7 @@ from asr import (
     engines,
     failures,
     freezing,
+    lora,
     manifest,
     metrics,
     nodes,
@@ -62,6 +63,7 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
+
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
 
@@ -234,11 +236,11 @@ def work(run: Run, rank: Rank | None = None) -> None:
     log.info("importing %s: about ten seconds", engines.engine(pipeline.trainer.engine).LIBRARIES)
     pipeline.topology.apply_environment()
     speech_trainer, scorer = build(pipeline, run)
-    facts = {
-        "trainer_class": trainer.class_path(speech_trainer),
-        "parameters": freezing.trained_parameters(speech_trainer.model),
-    }
+    parameters = freezing.trained_parameters(speech_trainer.model)
+    facts = {"trainer_class": trainer.class_path(speech_trainer), "parameters": parameters}
     log.info("trainer: %s on %s", facts["trainer_class"], speech_trainer.args.device)
+    share = 100 * parameters["trained"] / max(parameters["total"], 1)
+    log.info("parameters: %s, of which %s are trained (%.3g %%)", f"{parameters['total']:,}", f"{parameters['trained']:,}", share)
     if rank.is_first:
         run.save(**facts)
     measured: dict[str, Any] = {}
@@ -300,7 +302,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
         collator = replace(collator, spec_augment=masks)
     model = takes_masks(model)
     if "train" in datasets:
-        freezing.freeze_unused(model, collator.example(extractor))
+        lora.check_reached(model, freezing.freeze_unused(model, collator.example(extractor)))
     speech_trainer = pipeline.trainer.build(
         model=model,
         processor=processor,

@@ -20,6 +20,7 @@ from asr import (
     engines,
     gaudi,
     launchers,
+    lora,
     seq2seq,
     text,
     topology,
@@ -135,6 +136,13 @@ class Pipeline:
             self.check_compatible(on_this_host=False)  # a hub checkpoint's config.json is known only now
         if self.model.name_or_path is not None:
             self.check_evaluates()
+        self.check_positions()
+
+    def check_positions(self) -> None:
+        """Raise ConfigError where batches are padded to more labels than the decoder has positions for."""
+        padded, most = self.batching.most_labels, self.model.most_labels()
+        if padded is not None and most is not None and padded > most:
+            raise ConfigError(f"{padded} is more than the {most} labels that the decoder has positions for.", key="batching.labels")
 
     def check_evaluates(self) -> None:
         """Raise ConfigError where an evaluation without training would be of a model that was never trained for CTC."""
@@ -150,6 +158,8 @@ class Pipeline:
         """
         if not self.works:
             return
+        if getattr(self.model, "lora", None):
+            lora.check_installed()
         engines.engine(self.trainer.engine).check_installed()
         if not self.rehearse:
             self.check_compatible()

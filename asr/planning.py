@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 MOST_CANDIDATES = 512  # lengths that a bucket may end at; more of them change the plan's cost by less than a thousandth
 MOST_OF_BOTH = 64  # lengths, and label counts, where a plan is over both: the work of planning grows with the square of each
+DECODER_SHARE = 0.3  # of the longest row's work with a decoder, unless batching.label_share says otherwise
 WORTH_A_SHAPE = 0.005  # share of the padded work that one more shape has to save: each costs a compilation
-DECODER_SHARE = 0.3
-"""The share of a row's work that a decoder takes, where a model has one and nothing else is said."""
 
 
 class Shape(NamedTuple):
@@ -34,7 +33,7 @@ class Sizes:
     """The sizes of a split's rows: input lengths and label counts, int64 [rows].
 
     `length_of` turns seconds into an input length. `unit` is what bucket ends are rounded up to. `label_share` is the share of
-    a row's work that grows with its labels: 0 for CTC, whose labels cost nothing, DECODER_SHARE with a decoder.
+    a row's work that grows with its labels: 0 for CTC, whose labels cost nothing.
     """
 
     lengths: NDArray[np.int64]

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asr import hub
 from asr.errors import ConfigError, did_you_mean
 from asr.signatures import constructor_defaults, constructor_parameters, string_dict
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRACTORS = {
     "Wav2Vec2FeatureExtractor": "wav2vec2",
@@ -145,6 +148,13 @@ def feature_extractor(files: PretrainedFiles | None, arguments: Mapping[str, Any
         return getattr(transformers, str(given.pop("feature_extractor_type")))(**given)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"no feature extractor can be had: {str(error).splitlines()[0]}", key=key) from error
+
+
+def loaded(auto_class: Any, folder: str, **options: Any) -> tuple[Any, list[torch.nn.Parameter]]:
+    """Return what a class loads from a folder, and its parameters that the checkpoint doesn't hold: chance has made them."""
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
+    parameters = dict(model.named_parameters())
+    return model, [parameters[name] for name in sorted(info["missing_keys"]) if name in parameters]
 
 
 @contextlib.contextmanager

@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asr import pretrained
+from asr import lora, pretrained
 from asr.config import bounded, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
 from asr.frames import MODEL_TYPES
+from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults, config_parameters
 from asr.signatures import string_dict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class EncoderDecoderModel:
     """A pretrained text decoder, such as facebook/bart-base; its tokenizer is the model's."""
     decoder_revision: str | None = None
     encoder: dict[str, Any] = free_form()
-    """Values of the encoder's config: over its checkpoint's, or with model_type for one from scratch."""
+    """Values of the encoder's config, over its checkpoint's. With model_type, an encoder from scratch, unless a checkpoint is given."""
     decoder: dict[str, Any] = free_form()
     """Values of the decoder's config, likewise."""
     feature_extractor: dict[str, Any] = free_form()
@@ -94,6 +96,8 @@ class EncoderDecoderModel:
     """Keeps the convolutional waveform encoder fixed (encoders on log-mel features have none)."""
     freeze_encoder: bool = False
     """Keeps the whole encoder fixed."""
+    lora: dict[str, Any] | None = free_form()
+    """Trains small matrices beside frozen layers, as r, alpha, dropout, target_modules and modules_to_save say; empty, the layers."""
     encoder_add_adapter: bool | None = None
     """Adds the convolutional adapter that shortens the encoder's output eightfold: a frame is then about as long as a token."""
     encoder_attention_dropout: float | None = bounded(None, at_least=0, at_most=1)
@@ -109,6 +113,7 @@ class EncoderDecoderModel:
     encoder_mask_feature_length: int | None = bounded(None, at_least=1)
 
     def __post_init__(self) -> None:
+        LoRA.of(self.lora)
         if self.name_or_path is not None:
             return
         for half, group in (("encoder", self.encoder), ("decoder", self.decoder)):
@@ -146,7 +151,7 @@ class EncoderDecoderModel:
         decoders = string_dict("transformers.models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
         if half == "decoder" and decoders and model_type not in decoders:
             raise ConfigError(f"{model_type!r} is no text decoder (no causal language model).{did_you_mean(model_type, decoders)}", key=key)
-        pretrained.check_config_keys(getattr(self, half), model_type, key=half)
+        pretrained.check_config_keys(self._over(half), model_type, key=half)
         if half == "encoder":
             parameters = config_parameters(model_type)
             for name in ENCODER_KNOBS:
@@ -200,8 +205,15 @@ class EncoderDecoderModel:
         else:
             values = files.config() if (files := self._half_files(half)) else {}
         own = self._encoder_knobs() if half == "encoder" else {}
-        model_type = str(getattr(self, half).get("model_type") or values.get("model_type"))
-        return {**config_defaults(model_type), **values, **getattr(self, half), **own}
+        given = self._over(half)
+        model_type = str(given.get("model_type") or values.get("model_type"))
+        return {**config_defaults(model_type), **values, **given, **own}
+
+    def _over(self, half: str) -> dict[str, Any]:
+        """Return the values of a half's config that are ours: what describes one from scratch isn't, where a checkpoint is given."""
+        given = dict(getattr(self, half))
+        has_checkpoint = self.name_or_path is not None or self._half_files(half) is not None
+        return {} if has_checkpoint and "model_type" in given else given
 
     def _encoder_knobs(self) -> dict[str, Any]:
         return {name: value for name in ENCODER_KNOBS if (value := getattr(self, f"encoder_{name}")) is not None}
@@ -269,20 +281,24 @@ class EncoderDecoderModel:
         with pretrained.made():
             if self.name_or_path is not None:
                 config = transformers.AutoConfig.from_pretrained(self.files().folder(), **remote)
-                config.encoder.update({**self.encoder, **self._encoder_knobs()})
-                config.decoder.update(self.decoder)
-                model = transformers.SpeechEncoderDecoderModel.from_pretrained(self.files().folder(), config=config, **attention)
+                config.encoder.update({**self._over("encoder"), **self._encoder_knobs()})
+                config.decoder.update(self._over("decoder"))
+                whole = transformers.SpeechEncoderDecoderModel
+                model, fresh = pretrained.loaded(whole, self.files().folder(), config=config, **attention)
             else:
                 masks = {"apply_spec_augment": True} if self.encoder_mask_time_prob or self.encoder_mask_feature_prob else {}
-                encoder = self._made_half("encoder", {**masks, **self.encoder, **self._encoder_knobs()}, transformers.AutoModel, attention)
+                knobs = {**masks, **self._over("encoder"), **self._encoder_knobs()}
+                encoder, fresh = self._made_half("encoder", knobs, transformers.AutoModel, attention)
                 size = {} if self.decoder_name_or_path else {"vocab_size": len(tokenizer)}
                 special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
                 crossed = {"is_decoder": True, "add_cross_attention": True}
-                decoder = self._made_half(
-                    "decoder", {**crossed, **special, **size, **self.decoder}, transformers.AutoModelForCausalLM, attention
+                decoder, also_fresh = self._made_half(
+                    "decoder", {**crossed, **special, **size, **self._over("decoder")}, transformers.AutoModelForCausalLM, attention
                 )
                 _check_takes_encoder(decoder)
                 model = transformers.SpeechEncoderDecoderModel(encoder=encoder, decoder=decoder)
+                between = [p for name, p in model.named_parameters() if not name.startswith(("encoder.", "decoder."))]
+                fresh = [*fresh, *also_fresh, *between]
         self._check_fits(model, tokenizer)
         if self.name_or_path is None:  # a decoder's own habits (BART's forced end, no n-gram twice) aren't for transcripts
             model.generation_config = type(model.generation_config)()
@@ -292,28 +308,35 @@ class EncoderDecoderModel:
             config.bos_token_id = tokenizer.bos_token_id
         own = {"max_length": self.max_length, "num_beams": self.num_beams, **self.generation}
         set_generation(model.generation_config, {name: value for name, value in own.items() if value is not None})
-        if self.freeze_feature_encoder:
+        if self.freeze_feature_encoder or self.lora:  # as in asr.ctc
             freeze_feature_encoder(model)
         if self.freeze_encoder:
             model.get_encoder().requires_grad_(False)
+        if asked := LoRA.of(self.lora):
+            lora.apply(model, asked, fresh)
         # the library would divide by the labels of all accumulated batches, which this model's forward can't do: a TypeError
         model.accepts_loss_kwargs = False
         return model
 
-    def _made_half(self, half: str, values: Mapping[str, Any], auto_class: Any, attention: Mapping[str, Any]) -> Any:
+    def _made_half(
+        self, half: str, values: Mapping[str, Any], auto_class: Any, attention: Mapping[str, Any]
+    ) -> tuple[Any, list[torch.nn.Parameter]]:
+        """Return encoder or decoder, and its parameters that no checkpoint holds: all of them beside a half that has one."""
         import transformers
 
         files, remote = self._half_files(half), {"trust_remote_code": self.trust_remote_code}
         if files is None:
             given = dict(values)
             config = transformers.AutoConfig.for_model(str(given.pop("model_type")), **given)
-            return auto_class.from_config(config, **attention)
+            model, other = auto_class.from_config(config, **attention), {"encoder": "decoder", "decoder": "encoder"}[half]
+            return model, list(model.parameters()) if self._half_files(other) else []
         config = transformers.AutoConfig.from_pretrained(files.folder(), **remote)
         config.update(dict(values))
-        made, told = auto_class.from_pretrained(files.folder(), config=config, output_loading_info=True, **remote, **attention)
-        if half == "decoder" and any(name.endswith("embed_tokens.weight") for name in told["missing_keys"]):
-            _take_shared_embeddings(made, files.folder())
-        return made
+        model, fresh = pretrained.loaded(auto_class, files.folder(), config=config, **remote, **attention)
+        embeddings = model.get_input_embeddings().weight if half == "decoder" else None
+        if any(p is embeddings for p in fresh):
+            _take_shared_embeddings(model, files.folder())
+        return model, [p for p in fresh if p is not embeddings]
 
     def _check_fits(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         outputs = model.decoder.config.vocab_size

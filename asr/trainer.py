@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, metrics, shape_trial, undecodable
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, lora, metrics, shape_trial, undecodable
 from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
 from asr.best import Best
@@ -100,6 +100,7 @@ class SpeechTraining:
             "restore_callback_states_from_checkpoint": True,
             "ignore_data_skip": isinstance(train_dataset, StreamedDataset),  # it goes on by itself, and can't be skipped through
             **best.arguments(self.args),
+            **lora.checkpointing(model, self.args),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
         engine = engines.engine(self.engine, generates=self.generates)
@@ -365,6 +366,11 @@ class SpeechTrainerMixin(StreamingMixin):
         done = super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)  # type: ignore[misc]
         self.bad_numbers.at_step_over(tr_loss)
         return done
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._aside is None:  # no checkpoint, but what others load: without LoRA's layers
+            state_dict = lora.merged(self.model, state_dict)
+        super()._save(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.bad_numbers.before_saving()

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asr import pretrained, whisper_tokenizer
+from asr import lora, pretrained, whisper_tokenizer
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError, did_you_mean
 from asr.features import InputLength
+from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults
 from asr.seq2seq import sequence_labels, set_generation
 from asr.spec_augment import SpecAugment
@@ -63,6 +64,8 @@ class WhisperModel:
     """Keeps timestamps (<|0.00|>) of the transcripts as labels and generates them; otherwise they are taken out. They are never scored."""
     freeze_encoder: bool = False
     """Keeps the encoder fixed."""
+    lora: dict[str, Any] | None = free_form()
+    """Trains small matrices beside frozen layers, as r, alpha, dropout, target_modules and modules_to_save say; empty, the layers."""
     dropout: float | None = bounded(None, at_least=0, at_most=1)
     attention_dropout: float | None = bounded(None, at_least=0, at_most=1)
     activation_dropout: float | None = bounded(None, at_least=0, at_most=1)
@@ -76,6 +79,7 @@ class WhisperModel:
     mask_feature_length: int | None = bounded(None, at_least=1)
 
     def __post_init__(self) -> None:
+        LoRA.of(self.lora)
         known = whisper_tokenizer.languages()
         names = {*known, *known.values()}
         if self.language is not None and known and self.language.lower() not in names:
@@ -217,13 +221,12 @@ class WhisperModel:
                 own = {"vocab_size": len(tokenizer), "decoder_start_token_id": self.start_token_id(tokenizer), **special}
                 silent = {"begin_suppress_tokens": None, "suppress_tokens": None}
                 config = transformers.AutoConfig.for_model(MODEL_TYPE, **{**self.architecture, **values, **own, **silent})
-                model = transformers.AutoModelForSpeechSeq2Seq.from_config(config, **attention)
+                model, fresh = transformers.AutoModelForSpeechSeq2Seq.from_config(config, **attention), list[Any]()
             else:
                 config = transformers.AutoConfig.from_pretrained(self.files().folder(), trust_remote_code=self.trust_remote_code)
                 config.update(values)
-                model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(
-                    self.files().folder(), config=config, trust_remote_code=self.trust_remote_code, **attention
-                )
+                any_class, remote = transformers.AutoModelForSpeechSeq2Seq, {"trust_remote_code": self.trust_remote_code}
+                model, fresh = pretrained.loaded(any_class, self.files().folder(), config=config, **remote, **attention)
         if len(tokenizer) > model.config.vocab_size:
             raise ConfigError(
                 f"the model has {model.config.vocab_size} outputs, but the tokenizer {len(tokenizer)} tokens: take the model's own.",
@@ -232,6 +235,8 @@ class WhisperModel:
         self._set_generation(model.generation_config, model.config, tokenizer)
         if self.freeze_encoder:
             model.freeze_encoder()
+        if asked := LoRA.of(self.lora):
+            lora.apply(model, asked, fresh)
         return model
 
     def _set_generation(self, generation: Any, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:

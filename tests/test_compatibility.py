@@ -124,6 +124,9 @@ CASES = [
     (HPU, [], {"gradient_checkpointing": True}, "gaudi", ["trainer.args.gradient_checkpointing"]),
     (EAGER, [], {"gradient_checkpointing": True}, "gaudi", []),
     (CPU, [], {"gradient_checkpointing": True}, "gaudi", []),
+    (CPU, ["model.lora.r=4"], {}, "gaudi", ["model.lora"]),
+    (CPU, ["model.lora.r=4", "model.name_or_path=x/y"], {}, "gaudi", []),
+    (CPU, ["model.lora.r=4", "rehearse=true"], {}, "gaudi", []),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from asr.batching import FILLER, Buckets, Fixed, LengthGroupedBatches, Longest, PlannedBatches, SortedBatches
 from asr.errors import ConfigError
-from asr.planning import DECODER_SHARE, Sizes
+from asr.planning import Sizes
 
 # fmt: off
 OVER_LENGTHS = [
@@ -221,7 +221,7 @@ def test_label_efficiency_counts_fill_up_rows():
 
 
 def test_what_labels_cost_is_the_dataset_s_unless_it_is_given():
-    by_dataset = speech(label_share=DECODER_SHARE)
+    by_dataset = speech(label_share=0.3)
     assert Buckets().plan(by_dataset, 8).shapes == Buckets(label_share=0.3).plan(speech(), 8).shapes
     assert Buckets(label_share=0.0).plan(by_dataset, 8).shapes == Buckets().plan(speech(), 8).shapes
 

@@ -175,3 +175,48 @@ def test_a_generation_value_that_is_none_is_refused(tokenizer):
     with pytest.raises(ConfigError, match=r"Did you mean length_penalty\?") as refused:
         described(generation={"lenght_penalty": 1.0}).load(tokenizer, new_head=True)
     assert refused.value.key == "model.generation.lenght_penalty"
+
+
+# ---- LoRA ----
+
+
+def parts_trained_whole(model):
+    """Return the parts of encoder and decoder that are trained without LoRA, and those that have LoRA."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return {".".join(n.split(".")[:2]) for n in names if ".lora_" not in n}, {n.split(".")[0] for n in names if ".lora_" in n}
+
+
+def test_lora_adapts_both_halves_and_what_lies_between_is_trained_whole(checkpoints, tokenizer, tmp_path):
+    from asr import lora
+
+    model = warm(checkpoints, encoder_add_adapter=True, lora={"r": 2}).load(tokenizer, new_head=False)
+    assert parts_trained_whole(model) == ({"encoder.adapter"}, {"encoder", "decoder"})
+    layer = model.decoder.model.decoder.layers[0]
+    assert all(hasattr(attention.q_proj, "lora_A") for attention in (layer.self_attn, layer.encoder_attn))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    plain = warm(checkpoints, encoder_add_adapter=True).load(tokenizer, new_head=False)
+    weights = lora.merged(model)
+    assert weights.keys() == plain.state_dict().keys()
+    model.save_pretrained(tmp_path / "saved", state_dict=weights)
+    loaded = transformers.SpeechEncoderDecoderModel.from_pretrained(tmp_path / "saved").eval()
+    heard = {"input_values": torch.randn(2, 8000), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 6, 7]])}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**heard).logits, model.eval()(**heard).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(loaded(**heard).logits, plain.eval()(**heard).logits, atol=1e-2)
+
+
+def test_a_frozen_encoder_gets_no_lora(checkpoints, tokenizer):
+    model = warm(checkpoints, freeze_encoder=True, lora={"r": 2}).load(tokenizer, new_head=False)
+    assert parts_trained_whole(model) == (set(), {"decoder"})
+
+
+def test_a_decoder_from_scratch_is_trained_whole_beside_an_encoder_with_lora(checkpoints, tokenizer):
+    node = EncoderDecoderModel(encoder_name_or_path=str(checkpoints[0]), decoder=DECODER, lora={"r": 2})
+    model = node.load(tokenizer, new_head=True)
+    assert parts_trained_whole(model)[1] == {"encoder"}
+    assert all(p.requires_grad for p in model.decoder.parameters())
+    assert not any(p.requires_grad for name, p in model.encoder.named_parameters() if ".lora_" not in name)

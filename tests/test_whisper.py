@@ -166,3 +166,35 @@ def test_another_extractor_s_mel_bins_are_refused(tokenizer):
     node.check_tokenizer(tokenizer)
     with pytest.raises(ConfigError, match="of 128 mel bins doesn't fit a Whisper of 80"):
         node.processor(tokenizer, node.load(tokenizer, new_head=True))
+
+
+# ---- LoRA ----
+
+
+def test_lora_adapts_whisper_and_what_is_exported_is_a_plain_one(saved, tokenizer, tmp_path):
+    from asr import lora
+
+    node = described(name_or_path=str(saved), lora={"r": 2})
+    model = node.load(tokenizer, new_head=False)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert {name.split(".lora_")[0].split(".layers.")[1] for name in trained} == {
+        f"0.{attention}.{projection}" for attention in ("self_attn", "encoder_attn") for projection in ("q_proj", "v_proj")
+    }
+    assert len([name for name in trained if name.startswith("model.encoder")]) == 4
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "exported", state_dict=lora.merged(model))
+    loaded = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "exported").eval()
+    heard = {"input_features": torch.randn(1, 80, 200), "decoder_input_ids": torch.tensor([[3, 4, 5]])}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**heard).logits, model.eval()(**heard).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_beside_tied_weights_is_refused(saved, tokenizer):
+    node = described(name_or_path=str(saved), lora={"target_modules": ["proj_out"]})
+    with pytest.raises(
+        ConfigError, match=r"^model\.lora\.target_modules: 'proj_out' is frozen, or shares its weights with another; those that"
+    ):
+        node.load(tokenizer, new_head=False)

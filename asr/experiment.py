@@ -328,6 +328,7 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
         "max_bad_fraction": source.max_bad_fraction,
         "augmentation": pipeline.augment if role == "train" and pipeline.augment.active else None,
         "seed": pipeline.seed,
+        "label_share": DECODER_SHARE if pipeline.model.generates else 0.0,
     }
     if role == "train" and pipeline.streams:
         return StreamedDataset(
@@ -339,7 +340,7 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
             shuffle_buffer_size=source.shuffle_buffer_size,
             **options,
         )
-    return UtteranceDataset(table.utterances, labels, extractor, label_share=DECODER_SHARE if pipeline.model.generates else 0.0, **options)
+    return UtteranceDataset(table.utterances, labels, extractor, **options)
 
 
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:

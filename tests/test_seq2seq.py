@@ -203,7 +203,7 @@ def test_lora_adapts_both_halves_and_what_lies_between_is_trained_whole(checkpoi
     assert weights.keys() == plain.state_dict().keys()
     model.save_pretrained(tmp_path / "saved", state_dict=weights)
     loaded = transformers.SpeechEncoderDecoderModel.from_pretrained(tmp_path / "saved").eval()
-    heard = {"input_values": torch.randn(2, 8000), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 6, 7]])}
+    heard = {"input_values": torch.randn(2, 8000), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 6, 7]]), "use_cache": False}
     with torch.no_grad():
         torch.testing.assert_close(loaded(**heard).logits, model.eval()(**heard).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(loaded(**heard).logits, plain.eval()(**heard).logits, atol=1e-2)

@@ -328,7 +328,6 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
         "max_bad_fraction": source.max_bad_fraction,
         "augmentation": pipeline.augment if role == "train" and pipeline.augment.active else None,
         "seed": pipeline.seed,
-        "label_share": DECODER_SHARE if pipeline.model.generates else 0.0,
     }
     if role == "train" and pipeline.streams:
         return StreamedDataset(

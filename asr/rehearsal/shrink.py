@@ -105,7 +105,7 @@ def _keep_tokenizer(asked: Pipeline, made: Shrunk) -> None:
     if asked.builds_vocabulary:
         return
     if asked.vocabulary.tokenizer_name_or_path is None:
-        made.config["vocabulary"]["tokenizer_name_or_path"] = asked.model.name_or_path
+        made.config["vocabulary"]["tokenizer_name_or_path"] = asked.model.tokenizer_files()[0]
     elif "revision" in made.config["model"]:  # another's tokenizer hasn't the checkpoint's: Pipeline.tokenizer
         made.config["model"]["revision"] = None
 

@@ -42,7 +42,6 @@ from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
-from asr.planning import DECODER_SHARE
 from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run

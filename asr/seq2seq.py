@@ -224,7 +224,7 @@ class EncoderDecoderModel:
 
         Reads the checkpoints' config.json and the extractor's, never weights. As many frames come out as before.
         """
-        halves = {}
+        halves: dict[str, Any] = {}
         for half, sizes in (("encoder", small_sizes), ("decoder", small_decoder)):
             values = self.config_values(half)
             model_type = str(values["model_type"]) if "model_type" in values else str(getattr(self, half)["model_type"])
@@ -233,7 +233,7 @@ class EncoderDecoderModel:
             halves[half] = {"model_type": model_type, **kept, **small}
         extractor = dict(self.feature_extractor if (files := self._extractor_files()) is None else files.extractor())
         takes = pretrained.extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
-        none = dict.fromkeys(("name_or_path", "encoder_name_or_path", "decoder_name_or_path"))
+        none: dict[str, Any] = dict.fromkeys(("name_or_path", "encoder_name_or_path", "decoder_name_or_path"))
         knobs = {f"encoder_{k}": v for k, v in halves["encoder"].items() if getattr(self, f"encoder_{k}", None) is not None}
         return replace(self, **halves, **none, **knobs, feature_extractor={k: v for k, v in extractor.items() if k in (takes or extractor)})
 

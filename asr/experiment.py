@@ -42,7 +42,6 @@ from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
-from asr.planning import DECODER_SHARE
 from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
@@ -339,7 +338,7 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
             shuffle_buffer_size=source.shuffle_buffer_size,
             **options,
         )
-    return UtteranceDataset(table.utterances, labels, extractor, label_share=DECODER_SHARE if pipeline.model.generates else 0.0, **options)
+    return UtteranceDataset(table.utterances, labels, extractor, **options)
 
 
 def train(speech_trainer: Any, run: Run, rank: Rank) -> dict[str, Any]:

@@ -5,7 +5,7 @@ In: run directories. Out: rich tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def summary(run: Run) -> Table:
     ]
     table.add_row("speed", ", ".join(speeds) or "-")
     splits = record.get("dataset", {}).get("splits", {})
-    table.add_row("audio", ", ".join(f"{s['hours']:.2f} h in {s['utterances']} utterances ({s['split']})" for s in splits.values()) or "-")
+    table.add_row("audio", ", ".join(map(_audio, splits.values())) or "-")
     times = [
         f"{metrics[k]:.0f} s {name}" for k, name in (("train_runtime", "training"), ("eval_runtime", "evaluation")) if _known(metrics, k)
     ]
@@ -85,6 +85,13 @@ def summary(run: Run) -> Table:
         table.add_row("error", str(record["error"]))
     table.add_row("run", _shown(run.path))
     return table
+
+
+def _audio(split: Mapping[str, Any]) -> str:
+    """Return how much audio a split has; of a stream, the sample that was looked at."""
+    streamed = split.get("streamed")
+    sample = f", a sample of about {streamed['utterances']}" if streamed and streamed["utterances"] > split["utterances"] else ""
+    return f"{split['hours']:.2f} h in {split['utterances']} utterances ({split['split']}{sample})"
 
 
 def data_table(run: Run) -> Table:

@@ -1,24 +1,27 @@
-"""What memory a run takes as it goes on: flat in training after the first epoch, text and counts alone in evaluation.
+"""What memory a run takes as it goes on: flat in training after the first epoch and along a stream, text alone in evaluation.
 
-    python benchmarks/memory.py [--steps 2000] [--utterances 200 2000 10000] [--rounds 1] [--override key=value ...]
+    python benchmarks/memory.py [--steps 2000] [--stream 2000] [--utterances 200 2000 10000] [--rounds 1] [--override key=value ...]
 
 A tiny model on short synthetic utterances (0.3 to 1.5 s, 14 characters a second; a few audio files that many rows name), each
 figure from a process of its own, on Linux. Training: the resident memory at the begin of every epoch but the first, when
 the evaluation and the checkpoint of the epoch before are done, and at the end; growth is the last figure over the
-first. Evaluation: how far the peak of one evaluation lies above what was resident before it, over splits of several
-sizes; what it grows with each utterance is the slope between the smallest and the largest, so that whatever the
-forward takes anyway cancels out. Its processes have glibc give memory back at once: otherwise its pools hide what is looked for.
+first. A stream: the same over tar archives of 4,000 utterances, which are read, shuffled and put into bins in the process that
+trains, measured at every tenth of the steps. Evaluation: how far the peak of one evaluation lies above what was resident before it,
+over splits of several sizes; what it grows with each utterance is the slope between the smallest and the largest, so that whatever
+the forward takes anyway cancels out. Its processes have glibc give memory back at once: otherwise its pools hide what is looked for.
 The last line is a JSON object; of several rounds it has the medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +89,45 @@ def training(folder: Path, steps: int, overrides: Sequence[str]) -> dict[str, An
     return {"resident_bytes": found, "steps": trainer.state.global_step}
 
 
+def stream(folder: Path, steps: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Train on a stream and return the resident bytes at every tenth of the steps, and how far it was read."""
+    root = make_archives(folder / "corpus")
+    of_stream = ["dataset=webdataset", "dataset.eval_split=validation", "dataset.streaming=true", "dataset.sample_utterances=500"]
+    trainer = built(folder, root, *of_stream, f"trainer.args.max_steps={steps}", *overrides)
+    from transformers import TrainerCallback
+
+    found: list[int] = []
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step % max(1, steps // 10) == 0:
+                found.append(resident())
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    return {"resident_bytes": found, "steps": trainer.state.global_step, "epochs_begun": trainer.stream_report()["epochs_begun"]}
+
+
+def make_archives(folder: Path, *, archives: int = 20, utterances: int = 4000) -> Path:
+    """Return `folder` with tar archives of short utterances, each with words of its own, and one of 40 to evaluate."""
+    folder.mkdir(parents=True)
+    sounds = []
+    for i, seconds in enumerate(SECONDS):
+        stored = io.BytesIO()
+        soundfile.write(stored, corpus.speech_like(round(seconds * corpus.RATE_HZ), np.random.default_rng(i)), corpus.RATE_HZ, format="WAV")
+        sounds.append(stored.getvalue())
+    dice = np.random.default_rng(0)
+    for split, number, count in [*(("train", i, utterances // archives) for i in range(archives)), ("validation", 0, 40)]:
+        with tarfile.open(folder / f"{split}-{number:06}.tar", "w") as archive:
+            for i in range(count):
+                words = corpus.transcript(SECONDS[i % len(SECONDS)], dice).encode()
+                for ending, content in (("wav", sounds[i % len(SECONDS)]), ("txt", words)):
+                    member = tarfile.TarInfo(f"{number:03}-{i:06}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return folder
+
+
 def evaluation(folder: Path, utterances: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Evaluate once and return how far the peak lay above what was resident before."""
     root = make(folder / "corpus", train=BATCH_SIZE, dev=utterances)
@@ -114,6 +156,7 @@ def in_child(asked: argparse.Namespace, *part: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="of training; 0 leaves training out")
+    parser.add_argument("--stream", type=int, default=2000, help="steps of training on a stream; 0 leaves it out")
     parser.add_argument("--utterances", type=int, nargs="*", default=[200, 2000, 10000], help="sizes of the split that is evaluated")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--override", nargs="*", default=[], help="further overrides")
@@ -121,11 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # what a child of this one measures
     asked = parser.parse_args(arguments)
     if asked.part:
-        measure = {"training": training, "evaluation": evaluation}[asked.part[0]]
+        measure = {"training": training, "stream": stream, "evaluation": evaluation}[asked.part[0]]
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(Path(folder), int(asked.part[1]), asked.override)))
         return
-    figures = (training_figures(asked) if asked.steps else {}) | (evaluation_figures(asked) if asked.utterances else {})
+    figures = training_figures(asked) if asked.steps else {}
+    figures |= stream_figures(asked) if asked.stream else {}
+    figures |= evaluation_figures(asked) if asked.utterances else {}
     print(json.dumps(figures))
 
 
@@ -136,6 +181,20 @@ def training_figures(asked: argparse.Namespace) -> dict[str, Any]:
         print(f"{epoch:11} {found / MB:14.1f}")
     first, last = (statistics.median(r["resident_bytes"][at] for r in rounds) for at in (0, -1))
     return {"steps": rounds[0]["steps"], "training_growth": last / first, "training_growth_mb": (last - first) / MB}
+
+
+def stream_figures(asked: argparse.Namespace) -> dict[str, Any]:
+    rounds = [in_child(asked, "stream", str(asked.stream)) for _ in range(asked.rounds)]
+    print("steps of a stream   resident, MB")
+    for tenth, found in enumerate(rounds[0]["resident_bytes"], 1):
+        print(f"{tenth * max(1, asked.stream // 10):17} {found / MB:14.1f}")
+    first, last = (statistics.median(r["resident_bytes"][at] for r in rounds) for at in (0, -1))
+    return {
+        "stream_steps": rounds[0]["steps"],
+        "stream_epochs": rounds[0]["epochs_begun"],
+        "stream_growth": last / first,
+        "stream_growth_mb": (last - first) / MB,
+    }
 
 
 def evaluation_figures(asked: argparse.Namespace) -> dict[str, Any]:

@@ -17,11 +17,12 @@ QUIET = ("trainer.args.report_to=none", "trainer.args.save_strategy=no", "traine
 
 
 def built(folder: Path, corpus: Path, *overrides: str) -> Any:
-    """Return the trainer; its run directory and header cache lie in `folder`, which must not exist.
+    """Return the trainer; its run directory and header cache lie in `folder`, which must not exist. Overrides may name another source.
 
     Call it before torch is imported, so that the threads that the configuration asks for are those that torch takes.
     """
-    asked = ["dataset=jsonl", f"dataset.root='{corpus}'", "dataset.eval_split=dev.jsonl", *QUIET, *overrides]
+    source = [] if any(override.startswith("dataset=") for override in overrides) else ["dataset=jsonl", "dataset.eval_split=dev.jsonl"]
+    asked = [*source, f"dataset.root='{corpus}'", *QUIET, *overrides]
     container = composition.to_container(composition.compose(asked))
     pipeline = Pipeline.of(container)
     os.environ["ASR_CACHE"] = str(folder.parent / "cache")

@@ -144,9 +144,10 @@ def test_the_first_step_s_benchmark_runs(ran):
 @pytest.mark.slow
 def test_memory_is_flat_in_training_and_text_alone_in_evaluation(ran):
     """A leak of a batch's activations or of an evaluation's logits would be megabytes an epoch, and 10 kB an utterance and more."""
-    figures = ran("memory", "--steps", "1000", "--utterances", "200", "2000")
+    figures = ran("memory", "--steps", "1000", "--stream", "1000", "--utterances", "200", "2000")
     assert figures["steps"] == 1000
     assert figures["training_growth"] < 1.03
+    assert (figures["stream_steps"], figures["stream_growth"] < 1.03) == (1000, True)
     assert figures["evaluation_bytes_an_utterance"] < 5000
 
 

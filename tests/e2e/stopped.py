@@ -278,6 +278,20 @@ def test_killed_at_any_step(config, tmp_path, overrides):
     assert equal, "no run was killed"
 
 
+@pytest.mark.slow
+def test_lora_goes_on_as_if_nothing_had_been(config, never_stopped, tmp_path):
+    adapted = [f"model.name_or_path={never_stopped / 'model'}", "model.lora.r=4", "model.lora.dropout=0.1"]
+    whole, run_dir = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
+    assert killing.run(config(*adapted), whole)[0] == 0, said(whole)
+    killing.run(config(*adapted), run_dir, until=saved(run_dir, 4))
+    goes_on(config(*adapted, "resume=auto"), run_dir)
+    assert_equal(run_dir, whole)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (never_stopped, whole)]
+    assert weights[0].keys() == weights[1].keys()
+    moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert moved == {name for name in weights[0] if name.endswith(("linear_q.weight", "linear_v.weight"))}
+
+
 def test_without_a_folder_the_newest_unfinished_run_of_this_configuration_is_found(config, never_stopped, tmp_path):
     from asr import sessions
 

@@ -1,6 +1,6 @@
 """The `asr` command: what one does with runs once they are there. Training is `python launch.py`.
 
-In: run directories. Out: tables. Built on typer; a user's mistake ends in the contract's exit codes.
+In: run directories, or an old command line. Out: tables, or the new one. Built on typer; a mistake ends in the contract's exit codes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,16 @@ def resume(run: Annotated[Path, typer.Argument(help="The directory of a run that
     if code:
         raise typer.Exit(code)
     show_end(done)
+
+
+@commands.command(name="import")
+def import_command(
+    command: Annotated[str, typer.Argument(help="An old command line, in quotes; - reads it from standard input.")],
+) -> None:
+    """Print what a command line of the published scripts is here, with a line for each flag that has no counterpart."""
+    from asr.importing import imported
+
+    print(imported(sys.stdin.read() if command == "-" else command))
 
 
 def app() -> None:

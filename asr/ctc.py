@@ -16,7 +16,7 @@ from asr.features import InputLength
 from asr.frames import MODEL_TYPES, FrameCount
 from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults, config_parameters, extractor_parameters
-from asr.shrinking import NEEDED, small_sizes
+from asr.shrinking import NEEDED, NOT_OF_THE_PATH, small_sizes
 from asr.signatures import string_dict
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class CTCModel:
         small, taken = small_sizes(planned), config_parameters(model_type)
         extractor = dict(self.feature_extractor if self.name_or_path is None else self.files().extractor())
         takes = extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
-        kept = {k: v for k, v in values.items() if k in taken and k not in _NOT_OF_THE_PATH and not k.endswith("_token_id")}
+        kept = {k: v for k, v in values.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
         return replace(
             self,
             name_or_path=None,
@@ -273,7 +273,3 @@ class CTCModel:
         for knob in KNOBS:
             if parameters and getattr(self, knob) is not None and knob not in parameters:
                 raise ConfigError(f"the config of {model_type} has no {knob}; set it to null.", key=knob)
-
-
-_NOT_OF_THE_PATH = ("vocab_size", "id2label", "label2id", "architectures", "torch_dtype")
-"""Keys of a checkpoint's config.json that say what it was, or that `load` decides."""

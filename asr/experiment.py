@@ -42,7 +42,6 @@ from asr.collate import Collator, DecoderStart, UtteranceDataset
 from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
-from asr.planning import DECODER_SHARE
 from asr.preemption import Preemption
 from asr.ranks import Rank
 from asr.runs import Run
@@ -290,7 +289,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     scorer = metrics.Scorer(
         tables["eval"].utterances,
         references["eval"],
-        seq2seq_outputs.decoder(tokenizer) if generates else ctc_outputs.decoder(tokenizer),
+        seq2seq_outputs.decoder(tokenizer, model.config.decoder_start_token_id) if generates else ctc_outputs.decoder(tokenizer),
         pipeline.text,
         pipeline.trainer.eval_metrics,
         datasets["eval"].labels.lengths.tolist() if generates else None,
@@ -328,7 +327,6 @@ def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, 
         "max_bad_fraction": source.max_bad_fraction,
         "augmentation": pipeline.augment if role == "train" and pipeline.augment.active else None,
         "seed": pipeline.seed,
-        "label_share": DECODER_SHARE if pipeline.model.generates else 0.0,
     }
     if role == "train" and pipeline.streams:
         return StreamedDataset(

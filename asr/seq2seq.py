@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from asr import lora, pretrained
@@ -19,6 +19,7 @@ from asr.features import InputLength
 from asr.frames import MODEL_TYPES
 from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults, config_parameters
+from asr.shrinking import NOT_OF_THE_PATH, small_decoder, small_sizes
 from asr.signatures import string_dict
 
 if TYPE_CHECKING:
@@ -217,6 +218,24 @@ class EncoderDecoderModel:
 
     def _encoder_knobs(self) -> dict[str, Any]:
         return {name: value for name in ENCODER_KNOBS if (value := getattr(self, f"encoder_{name}")) is not None}
+
+    def shrunk(self) -> EncoderDecoderModel:
+        """Return the same classes, on the same path, with a few small layers and random weights: what a rehearsal builds.
+
+        Reads the checkpoints' config.json and the extractor's, never weights. As many frames come out as before.
+        """
+        halves: dict[str, Any] = {}
+        for half, sizes in (("encoder", small_sizes), ("decoder", small_decoder)):
+            values = self.config_values(half)
+            model_type = str(values["model_type"]) if "model_type" in values else str(getattr(self, half)["model_type"])
+            taken, small = config_parameters(model_type), sizes(values)
+            kept = {k: v for k, v in values.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
+            halves[half] = {"model_type": model_type, **kept, **small}
+        extractor = dict(self.feature_extractor if (files := self._extractor_files()) is None else files.extractor())
+        takes = pretrained.extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
+        none: dict[str, Any] = dict.fromkeys(("name_or_path", "encoder_name_or_path", "decoder_name_or_path"))
+        knobs = {f"encoder_{k}": v for k, v in halves["encoder"].items() if getattr(self, f"encoder_{k}", None) is not None}
+        return replace(self, **halves, **none, **knobs, feature_extractor={k: v for k, v in extractor.items() if k in (takes or extractor)})
 
     def known_layerdrop(self) -> Mapping[str, float]:
         """Return the share of layers that training skips, by its key, as far as it is known without a network."""

@@ -46,21 +46,23 @@ def utterance_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return losses.sum(dim=1) / (labels != -100).sum(dim=1).clamp(min=1)
 
 
-def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[NDArray[Any]], list[str]]:
+def decoder(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[[NDArray[Any]], list[str]]:
     """Return what turns generated tokens [rows, tokens] into text."""
-    return lambda tokens: list(tokenizer.batch_decode(up_to_end(tokens, int(tokenizer.eos_token_id)), skip_special_tokens=True))
+    end = int(tokenizer.eos_token_id)
+    return lambda tokens: list(tokenizer.batch_decode(up_to_end(tokens, start, end), skip_special_tokens=True))
 
 
-def up_to_end(tokens: NDArray[Any], end: int) -> list[NDArray[np.int64]]:
+def up_to_end(tokens: NDArray[Any], start: int, end: int) -> list[NDArray[np.int64]]:
     """Return each row of generated tokens [rows, tokens] up to its end, what starts it left out.
 
-    A device of static shapes generates on after the end; padding may be the end itself, and so may be the start.
+    Whisper's generate() has left that out already (transformers 4.55, generation_whisper.py). A device of static shapes generates on
+    after the end; padding may be the end itself, and so may be the start.
     """
     import numpy as np
 
     rows = []
     for row in tokens.astype(np.int64):
-        said = row[1:]
+        said = row[1:] if len(row) and row[0] == start else row
         ends = np.flatnonzero((said == end) | (said < 0))
         rows.append(said[: ends[0]] if len(ends) else said)
     return rows

@@ -1,7 +1,7 @@
-"""The config of a CTC model made small: what a rehearsal builds in its place.
+"""The config of a model made small: what a rehearsal builds in its place.
 
-In: the values of a config of MODEL_TYPES. Out: the sizes that change. Class, options, kernels and strides stay, so that
-the forward takes the same path and gives as many frames.
+In: the values of a config: of a speech encoder (MODEL_TYPES), a text decoder, or Whisper. Out: the sizes that change. Class, options,
+kernels and strides stay, so that the forward takes the same path and gives as many frames.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ CONV_DIM = 16
 POSITION_KERNEL = 16
 ADAPTER_ATTN_DIM = 16
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+NOT_OF_THE_PATH = ("vocab_size", "id2label", "label2id", "architectures", "torch_dtype")
+"""Keys of a checkpoint's config.json that say what it was, or that loading decides."""
+DECODER_SIZES = {
+    HIDDEN_SIZE: ("d_model", "hidden_size", "n_embd"),
+    LAYERS: ("decoder_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
+    2: ("decoder_attention_heads", "encoder_attention_heads", "num_attention_heads", "n_head", "num_key_value_heads"),
+    INTERMEDIATE_SIZE: ("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size", "n_inner"),
+}
+"""The names that configs of text decoders, and Whisper's, have for a size, by how large it becomes at most."""
+
+
+def small_decoder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a text decoder, or of Whisper, that become smaller, by key."""
+    named = [(name, size) for size, names in DECODER_SIZES.items() for name in names]
+    return {name: size for name, size in named if isinstance(config.get(name), int) and config[name] > size}
 
 
 def small_sizes(config: Mapping[str, Any]) -> dict[str, Any]:

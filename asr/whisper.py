@@ -7,7 +7,7 @@ Source: Radford et al., https://arxiv.org/abs/2212.04356; https://huggingface.co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from asr import lora, pretrained, whisper_tokenizer
@@ -17,6 +17,7 @@ from asr.features import InputLength
 from asr.lora import LoRA
 from asr.pretrained import PretrainedFiles, config_defaults
 from asr.seq2seq import sequence_labels, set_generation
+from asr.shrinking import NOT_OF_THE_PATH, small_decoder
 from asr.spec_augment import SpecAugment
 
 if TYPE_CHECKING:
@@ -161,6 +162,20 @@ class WhisperModel:
         """Return what the model's config will hold, as far as it can be read without torch."""
         values = self.architecture if self.name_or_path is None else self.files().config()
         return {**config_defaults(MODEL_TYPE), **values, **self.config, **self._knobs()}
+
+    def shrunk(self) -> WhisperModel:
+        """Return a Whisper of the same window and bounds, with a few small layers and random weights: what a rehearsal builds."""
+        values, taken = self.config_values(), pretrained.config_parameters(MODEL_TYPE)
+        kept = {k: v for k, v in values.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
+        extractor = self.feature_extractor if self.name_or_path is None else self.files().extractor()
+        takes = (*pretrained.extractor_parameters(EXTRACTOR),)
+        return replace(
+            self,
+            name_or_path=None,
+            architecture={**kept, **small_decoder(values)},
+            feature_extractor={k: v for k, v in extractor.items() if k in takes and k != "feature_extractor_type"},
+            config={},
+        )
 
     def _knobs(self) -> dict[str, Any]:
         return {name: value for name in KNOBS if (value := getattr(self, name)) is not None}

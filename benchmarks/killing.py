@@ -20,10 +20,13 @@ TINY = [
     *(f"dataset.{key}" for key in ("num_train_utterances=24", "num_validation_utterances=4", "num_test_utterances=10")),
     *("dataset.num_train_speakers=4", "dataset.max_digits=3", "topology.environment={}", "seed=7"),
 ]
-SHORT = [
+NINE_STEPS = [
     *TINY,
     *(f"trainer.args.{arg}" for arg in ("num_train_epochs=3", "gradient_accumulation_steps=3", "logging_steps=2", "warmup_steps=2")),
     *(f"trainer.args.{arg}" for arg in ("save_strategy=steps", "save_steps=1", "save_total_limit=3", "report_to=[]", "disable_tqdm=true")),
+]
+SHORT = [
+    *NINE_STEPS,
     *(f"model.{key}" for key in ("hidden_dropout=0.1", "layerdrop=0.1", "mask_time_prob=0.2", "mask_feature_prob=0.1")),
     "augment.speed_factors=[0.9,1.0,1.1]",
 ]

@@ -5,35 +5,7 @@ import re
 import pytest
 from conftest import ROOT, composed
 
-from asr.config import dotted_keys
 from asr.pipeline import Pipeline
-
-# the arguments of the published script's two dataclasses (optimum-habana examples/speech-recognition, 2026-01)
-MODEL_ARGUMENTS = (
-    "model_name_or_path tokenizer_name_or_path cache_dir freeze_feature_encoder attention_dropout activation_dropout feat_proj_dropout "
-    "hidden_dropout final_dropout mask_time_prob mask_time_length mask_feature_prob mask_feature_length layerdrop ctc_loss_reduction "
-    "ctc_zero_infinity add_adapter"
-).split()
-DATA_ARGUMENTS = (
-    "dataset_name dataset_config_name train_split_name eval_split_name audio_column_name text_column_name overwrite_cache "
-    "preprocessing_num_workers max_train_samples max_eval_samples chars_to_ignore eval_metrics max_duration_in_seconds "
-    "min_duration_in_seconds preprocessing_only token trust_remote_code unk_token pad_token word_delimiter_token phoneme_language"
-).split()
-
-ROWS = re.findall(r"^\| (\w+) \| (\S+) \|(.*)\|$", (ROOT / "docs" / "published-script.md").read_text(), re.MULTILINE)
-ROWS = [row for row in ROWS if row[0] not in ("argument", "---")]
-
-
-def test_no_argument_is_missing():
-    assert set(MODEL_ARGUMENTS + DATA_ARGUMENTS) <= {argument for argument, _, _ in ROWS}
-
-
-@pytest.mark.parametrize(("argument", "key", "note"), ROWS)
-def test_every_key_exists_or_says_why_not(argument, key, note):
-    if key == "-":
-        assert note.strip()
-    elif key != "hydra.run.dir":
-        assert key in {*dotted_keys(composed()), *dotted_keys(composed("dataset=hub"))}
 
 
 def readme() -> str:

@@ -18,7 +18,7 @@ ENCODER = {
 }  # fmt: skip
 DECODER = {
     "model_type": "bart", "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
-    "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "max_position_embeddings": 64,
+    "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "max_position_embeddings": 512,
 }  # fmt: skip
 EXTRACTOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": True}
 
@@ -67,7 +67,7 @@ def test_a_tokenizer_of_characters_gives_the_labels_and_the_text_back(tokenizer,
 def test_a_warm_start_is_what_the_published_recipe_makes(checkpoints, tokenizer):
     node = warm(checkpoints, encoder_add_adapter=True, encoder_feat_proj_dropout=0.25, max_length=20, num_beams=5)
     node.check_reachable()
-    assert node.has_own_tokenizer() and not node.is_trained() and node.most_labels() == 64
+    assert node.has_own_tokenizer() and not node.is_trained() and node.most_labels() == 512
     model = node.load(tokenizer, new_head=False)
     theirs = transformers.SpeechEncoderDecoderModel.from_encoder_decoder_pretrained(
         *map(str, checkpoints), encoder_add_adapter=True, encoder_feat_proj_dropout=0.25
@@ -203,7 +203,7 @@ def test_lora_adapts_both_halves_and_what_lies_between_is_trained_whole(checkpoi
     assert weights.keys() == plain.state_dict().keys()
     model.save_pretrained(tmp_path / "saved", state_dict=weights)
     loaded = transformers.SpeechEncoderDecoderModel.from_pretrained(tmp_path / "saved").eval()
-    heard = {"input_values": torch.randn(2, 8000), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 6, 7]])}
+    heard = {"input_values": torch.randn(2, 8000), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 6, 7]]), "use_cache": False}
     with torch.no_grad():
         torch.testing.assert_close(loaded(**heard).logits, model.eval()(**heard).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(loaded(**heard).logits, plain.eval()(**heard).logits, atol=1e-2)

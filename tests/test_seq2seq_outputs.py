@@ -50,9 +50,13 @@ def test_utterance_losses_weighed_by_labels_give_the_batch_s(logits):
 
 
 def test_tokens_end_at_the_first_end_and_what_started_them_is_left_out():
-    tokens = np.array([[1, 4, 5, 2, 7, 7], [2, 6, 2, -100, -100, -100], [1, 4, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2]])
-    assert [row.tolist() for row in seq2seq_outputs.up_to_end(tokens, 2)] == [[4, 5], [6], [4, 4, 4, 4, 4], []]
-    assert [row.tolist() for row in seq2seq_outputs.up_to_end(np.empty((2, 0)), 2)] == [[], []]
+    def said(tokens, start):
+        return [row.tolist() for row in seq2seq_outputs.up_to_end(np.array(tokens), start, 2)]
+
+    rows = [[1, 4, 5, 2, 7, 7], [4, 6, 2, -100, -100, -100], [1, 4, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2]]
+    assert said(rows, 1) == [[4, 5], [4, 6], [4, 4, 4, 4, 4], []]
+    assert said([[2, 6, 2, 2]], 2) == [[6]], "what starts is what ends"
+    assert said(np.empty((2, 0)), 1) == [[], []]
 
 
 @pytest.mark.parametrize(("ids", "labels"), [([1, 4, 2], [4, 2]), ([4, 5], [4, 5, 2]), ([1, 2], [2]), ([], [2])])

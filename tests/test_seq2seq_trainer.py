@@ -50,7 +50,7 @@ def test_evaluation_is_the_same_at_any_batch_size_and_padding(tmp_path, model):
     for number, (size, *batching) in enumerate(ways):
         made, scorer, _ = built(tmp_path / str(number), f"trainer.args.per_device_eval_batch_size={size}", *batching, model=model)
         end = made.processing_class.tokenizer.eos_token_id
-        scorer.decode = lambda tokens, end=end: [" ".join(map(str, row)) for row in up_to_end(tokens, end)]
+        scorer.decode = lambda tokens, end=end: [" ".join(map(str, row)) for row in up_to_end(tokens, -1, end)]
         results.append((made.evaluate(), scorer.predictions))
     assert any(line["hypothesis"] for line in results[0][1])  # untrained, but not silent
     for measured, predictions in results[1:]:
@@ -62,9 +62,12 @@ def test_evaluation_is_the_same_at_any_batch_size_and_padding(tmp_path, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_what_is_heard_is_what_transformers_generates_alone_and_the_loss_its_own(tmp_path, model):
     made, scorer, _ = built(tmp_path, "trainer.args.generation_num_beams=2", model=model)
-    measured = made.evaluate()
     tokenizer, net = made.processing_class.tokenizer, made.model.eval()
-    total = labels = 0
+    unheard = [*range(tokenizer.eos_token_id), *range(tokenizer.eos_token_id + 1, len(tokenizer))]
+    spoken = tokenizer("aeiou abcdefgh").input_ids
+    net.generation_config.suppress_tokens = sorted(set(unheard) - set(spoken[-13:]))  # every token is heard, the first too
+    measured = made.evaluate()
+    total = labels = heard = 0
     for number, line in enumerate(scorer.predictions):
         batch = dict(made.data_collator([made.eval_dataset[number]]))
         facts = batch.pop("facts")
@@ -74,6 +77,8 @@ def test_what_is_heard_is_what_transformers_generates_alone_and_the_loss_its_own
         given = {k: v for k, v in batch.items() if k not in ("labels", "decoder_input_ids")}
         tokens = type(net).generate(net, **given, max_length=24, num_beams=2)
         assert " ".join(tokenizer.decode(tokens[0], skip_special_tokens=True).split()) == line["hypothesis"]
+        heard += bool(line["hypothesis"])
+    assert heard == 10
     assert measured["eval_loss"] == pytest.approx(total / labels, rel=1e-4)
 
 

@@ -76,10 +76,17 @@ def _shrink_model(asked: Pipeline, made: Shrunk) -> None:
     node |= {name: deepcopy(getattr(small, name)) for name in changed}
     if not isinstance(model, CTCModel):
         why = f"as {type(model).__name__}.shrunk() has it"
-        made.sizes.extend(Change(f"model.{name}", getattr(model, name), getattr(small, name), why) for name in changed)
+        for name in changed:
+            before, after = getattr(model, name), getattr(small, name)
+            nested = isinstance(before, Mapping) and isinstance(after, Mapping)
+            differ = [(f"{name}.{k}", v, after[k]) for k, v in before.items() if k in after and after[k] != v] if nested else []
+            made.sizes.extend(
+                Change(f"model.{key}", was, now, why) for key, was, now in differ or ([] if nested else [(name, before, after)])
+            )
         return
     if model.name_or_path is not None:
         made.sizes.append(Change("model.name_or_path", model.name_or_path, None, "random weights; the checkpoint's are not read"))
+    assert isinstance(small, CTCModel)
     before, after = model.config_values(), small.config_values()
     if _described(before) != _described(after):
         why = "the same class and options take the same path; convolutions keep kernels and strides, so that there are as many frames"
@@ -105,7 +112,7 @@ def _keep_tokenizer(asked: Pipeline, made: Shrunk) -> None:
     if asked.builds_vocabulary:
         return
     if asked.vocabulary.tokenizer_name_or_path is None:
-        made.config["vocabulary"]["tokenizer_name_or_path"] = asked.model.name_or_path
+        made.config["vocabulary"]["tokenizer_name_or_path"] = asked.model.tokenizer_files()[0]
     elif "revision" in made.config["model"]:  # another's tokenizer hasn't the checkpoint's: Pipeline.tokenizer
         made.config["model"]["revision"] = None
 

@@ -221,6 +221,35 @@ BEST = [
 """The loss falls and rises again: the best is not the last."""
 
 
+DROPOUT = [f"model.decoder.{name}=0.1" for name in ("dropout", "attention_dropout")]
+GENERATING = {
+    "encoder-decoder": [
+        *("trainer=seq2seq", "model=digits_encoder_decoder", "model.max_length=12", "model.num_beams=2", *DROPOUT),
+        *("model.encoder_layerdrop=0.1", "model.encoder_mask_time_prob=0.2", "model.encoder_mask_feature_prob=0.1"),
+    ],
+    "whisper": [
+        *("trainer=seq2seq", "model=digits_whisper", "trainer.args.generation_max_length=16", "model.dropout=0.1"),
+        *("model.apply_spec_augment=true", "model.mask_time_prob=0.2", "model.decoder_layerdrop=0.1", "model.encoder_layerdrop=0.1"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", GENERATING.values(), ids=GENERATING)
+def test_a_model_that_generates_killed_at_any_step(tmp_path, overrides):
+    asked = [*killing.NINE_STEPS, *ENGINE, "augment.speed_factors=[0.9,1.0,1.1]", *overrides]
+    whole = tmp_path / "whole"
+    assert killing.run(killing.composed(asked), whole)[0] == 0, said(whole)
+    equal = 0
+    for step in (1, 2, 5, 8):
+        run_dir = tmp_path / f"killed at {step}"
+        code, _ = killing.run(killing.composed(asked), run_dir, until=saved(run_dir, step))
+        goes_on(killing.composed([*asked, "resume=auto"]), run_dir)
+        assert_equal(run_dir, whole)
+        equal += code == 137
+    assert equal, "no run was killed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
@@ -247,6 +276,20 @@ def test_killed_at_any_step(config, tmp_path, overrides):
         assert_equal(run_dir, whole)
         equal += code == 137
     assert equal, "no run was killed"
+
+
+@pytest.mark.slow
+def test_lora_goes_on_as_if_nothing_had_been(config, never_stopped, tmp_path):
+    adapted = [f"model.name_or_path={never_stopped / 'model'}", "model.lora.r=4", "model.lora.dropout=0.1"]
+    whole, run_dir = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
+    assert killing.run(config(*adapted), whole)[0] == 0, said(whole)
+    killing.run(config(*adapted), run_dir, until=saved(run_dir, 4))
+    goes_on(config(*adapted, "resume=auto"), run_dir)
+    assert_equal(run_dir, whole)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (never_stopped, whole)]
+    assert weights[0].keys() == weights[1].keys()
+    moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert moved == {name for name in weights[0] if name.endswith(("linear_q.weight", "linear_v.weight"))}
 
 
 def test_without_a_folder_the_newest_unfinished_run_of_this_configuration_is_found(config, never_stopped, tmp_path):

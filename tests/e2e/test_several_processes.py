@@ -185,6 +185,20 @@ def test_both_engines_average_the_gradients_of_two_processes(launch, two, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_processes_train_lora(launch, run_dir, tmp_path):
+    """DDP waits for the gradient of everything that is trained, and the ranks end with one model."""
+    from safetensors.torch import load_file
+
+    done = launch(tmp_path, *SHORT, f"model.name_or_path={run_dir}/model", "model.lora.r=4", "topology=cpu2", "hydra.run.dir=lora")
+    assert done.code == 0, done.err
+    assert read(tmp_path / "lora" / "run.json")["parameters"]["trained"] == 2 * 2 * 4 * (128 + 128)
+    assert re.search(r"parameters: [\d,]+, of which 4,096 are trained \(0\.6\d+ %\)", done.err + done.out)
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (run_dir, tmp_path / "lora"))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved == {name for name in before if name.endswith(("linear_q.weight", "linear_v.weight"))}
+
+
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(launch, run_dir, tmp_path):
     model = f"model.name_or_path={run_dir}/model"
     done = launch(tmp_path, *TINY, model, "stages=[evaluate]", "topology=cpu2", "topology.world_size=3", "hydra.run.dir=three")

@@ -45,13 +45,18 @@ def shown(run) -> str:
         return out.getvalue()
 
 
-@pytest.fixture(params=["hub", "webdataset"])
+@pytest.fixture
 def corpus(request, tmp_path):
-    make = {"hub": parquet, "webdataset": tar}[request.param]
+    source = getattr(request, "param", "webdataset")
+    make = {"hub": parquet, "webdataset": tar}[source]
     make(make(tmp_path / "corpus", range(40)), range(100, 104), split="test", shards=1)
-    return request.param
+    return source
 
 
+both = pytest.mark.parametrize("corpus", ["hub", "webdataset"], indirect=True)
+
+
+@both
 def test_shards_plan_and_sample_are_written(corpus, prepared):
     run = prepared(corpus)
     splits = run.record["dataset"]["splits"]
@@ -70,6 +75,7 @@ def test_shards_plan_and_sample_are_written(corpus, prepared):
     assert len(preparing.manifest_path(run, "train").read_text().splitlines()) == kept
 
 
+@both
 def test_a_sample_bounds_what_is_looked_at(corpus, prepared):
     run = prepared(corpus, "dataset.sample_utterances=10")
     splits = run.record["dataset"]["splits"]

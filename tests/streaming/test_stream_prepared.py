@@ -1,12 +1,14 @@
 """What the parent writes of a streamed run before it starts, and what of it is refused."""
 
+import io
 import json
 
 import pytest
 from conftest import ENGINE, composed
+from rich.console import Console
 from shards_made import parquet, tar
 
-from asr import preparing
+from asr import preparing, report
 from asr.errors import DataError
 from asr.pipeline import Pipeline
 from asr.runs import Run
@@ -37,19 +39,31 @@ def prepared(tmp_path):
     return prepare
 
 
-@pytest.fixture(params=["hub", "webdataset"])
+def shown(run) -> str:
+    with io.StringIO() as out:
+        Console(file=out, width=300).print(report.summary(run))
+        return out.getvalue()
+
+
+@pytest.fixture
 def corpus(request, tmp_path):
-    make = {"hub": parquet, "webdataset": tar}[request.param]
+    source = getattr(request, "param", "webdataset")
+    make = {"hub": parquet, "webdataset": tar}[source]
     make(make(tmp_path / "corpus", range(40)), range(100, 104), split="test", shards=1)
-    return request.param
+    return source
 
 
+both = pytest.mark.parametrize("corpus", ["hub", "webdataset"], indirect=True)
+
+
+@both
 def test_shards_plan_and_sample_are_written(corpus, prepared):
     run = prepared(corpus)
     splits = run.record["dataset"]["splits"]
     kept = splits["train"]["utterances"]
     assert kept + splits["train"]["left_out"] == 40
-    assert splits["train"]["streamed"] == {"shards": 2, "units": {"hub": 10, "webdataset": 2}[corpus], "utterances": 40}
+    units = {"hub": 10, "webdataset": 2}[corpus]
+    assert splits["train"]["streamed"] == {"shards": 2, "units": units, "utterances": 40, "sampled": False}
     assert "streamed" not in splits["eval"]
     shards = Shards.load(preparing.units_path(run), FORMATS)
     assert len(shards.units) == splits["train"]["streamed"]["units"]
@@ -61,9 +75,12 @@ def test_shards_plan_and_sample_are_written(corpus, prepared):
     assert len(preparing.manifest_path(run, "train").read_text().splitlines()) == kept
 
 
+@both
 def test_a_sample_bounds_what_is_looked_at(corpus, prepared):
-    splits = prepared(corpus, "dataset.sample_utterances=10").record["dataset"]["splits"]
+    run = prepared(corpus, "dataset.sample_utterances=10")
+    splits = run.record["dataset"]["splits"]
     assert splits["train"]["utterances"] + splits["train"]["left_out"] == 10
+    assert "(train, a sample of about " in shown(run)
     assert splits["train"]["streamed"]["utterances"] == (40 if corpus == "hub" else pytest.approx(40, rel=0.3))
 
 

@@ -191,6 +191,7 @@ ONLY_IN_EXPERIMENTS = {
 }
 
 
+@pytest.mark.optimum_habana
 @pytest.mark.parametrize("name", published_commands.RECIPES)
 def test_a_published_command_is_its_experiment_s_first_version(name):
     imported = composed(*importing.translated(published_commands.RECIPES[name]).overrides)
@@ -210,6 +211,7 @@ def test_the_stray_flag_of_the_single_gpu_command_is_left_out():
     assert [note for note in new.notes if note.startswith("--nproc_per_node 8 run_speech_recognition_seq2seq.py: belongs to")]
 
 
+@pytest.mark.optimum_habana
 def test_an_evaluation_alone():
     new = importing.translated(published_commands.WHISPER_SCORED)
     assert (new.values["stages"], new.values["trainer.args.per_device_eval_batch_size"]) == ("[evaluate]", "32")

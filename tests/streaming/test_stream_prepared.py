@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 
 import pytest
 from conftest import ENGINE, composed
@@ -15,7 +16,7 @@ from asr.runs import Run
 from asr.streaming import shards as room
 from asr.streaming.dataset import FORMATS
 from asr.streaming.plans import StreamPlan
-from asr.streaming.shards import Shards
+from asr.streaming.shards import Ref, Shards
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +110,13 @@ def test_no_transcript_at_all(tmp_path, prepared):
         DataError, match=r"no utterance is left \(10 no transcript or no audio; the first: .* there is no transcript: neither"
     ):
         prepared("webdataset")
+
+
+def test_a_loader_s_worker_can_be_sent_the_rules(corpus, prepared):
+    run = prepared(corpus)
+    pipeline = Pipeline.of(run.config)
+    rules = preparing.stream_rules(pipeline, pipeline.tokenizer(run.path))
+    sent = pickle.loads(pickle.dumps(rules))
+    shards = Shards.load(preparing.units_path(run), FORMATS)
+    for sample in shards.samples(Ref(0, 0)):
+        assert sent(sample, "x.tar", 0) == rules(sample, "x.tar", 0)

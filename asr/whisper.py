@@ -256,6 +256,8 @@ class WhisperModel:
 
     def _set_generation(self, generation: Any, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Have generation start with the language, the task and, where there are none, no timestamps."""
+        # generate() would make one that is loaded anew from the model's config, without what is set here (generation/utils.py:1713)
+        generation._from_model_config = False
         if self.name_or_path is None:
             numbers = {code: tokenizer.convert_tokens_to_ids(f"<|{code}|>") for code in whisper_tokenizer.languages()}
             generation.lang_to_id = {f"<|{code}|>": number for code, number in numbers.items()}

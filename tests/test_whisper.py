@@ -87,6 +87,15 @@ def test_a_saved_model_is_where_the_next_run_starts_and_what_a_pipeline_loads(sa
     assert isinstance(heard["text"], str)
 
 
+def test_a_saved_model_generates_as_it_did(saved, tokenizer):
+    node = WhisperModel(name_or_path=str(saved), language="english")
+    node.check_tokenizer(tokenizer)
+    model = node.load(tokenizer, new_head=False)
+    heard = torch.zeros(1, 80, 200)
+    start = model.generate(heard, max_new_tokens=2, return_dict_in_generate=True, force_unique_generate_call=True).sequences[0, :4].tolist()
+    assert tokenizer.convert_ids_to_tokens(start) == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
 def test_the_input_is_a_window_of_one_length_as_the_extractor_gives_it(tokenizer, saved):
     from asr.collate import Collator, Row
     from asr.features import extract

@@ -241,8 +241,9 @@ def graphed_models_do_not_generate(asked: Combination) -> ConfigError | None:
 
 
 def decoders_beside_an_encoder_generate_without_graphs(asked: Combination) -> ConfigError | None:
-    """A replayed graph of SpeechEncoderDecoder's forward keeps the length of the decoder's cache that it was captured with: found on the
-    rehearsal device, which compares each replay with forward itself. Whisper's is optimum-habana's own, of static shapes."""
+    """A replayed graph of SpeechEncoderDecoder's forward (wrapped by optimum-habana, trainer.py:2062) keeps the length of the decoder's
+    cache that it was captured with: found on the rehearsal device, which compares each replay with forward itself. Whisper's is
+    optimum-habana's own, of static shapes."""
     graphs = "use_hpu_graphs_for_inference"
     args = asked.trainer.args
     if getattr(asked.model, "tokenizer_kind", "") != "characters" or not args.get(graphs) or not args.get("predict_with_generate"):

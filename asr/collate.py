@@ -119,8 +119,11 @@ class Decoding:
         """Return what batches of rows of so many seconds are planned from."""
         import numpy as np
 
-        lengths = np.array([self.input_length(s * self.longest_stretch) for s in seconds], np.int64)
-        return Sizes(lengths, labels.lengths, self.input_length, self.input_length.unit, self.label_share)
+        stretched = [s * self.longest_stretch for s in seconds]
+        lengths = np.array([self.input_length(s) for s in stretched], np.int64)
+        window = self.input_length.window_frames is not None
+        audio = np.array([self.input_length.audio_frames(s) for s in stretched], np.int64) if window else None
+        return Sizes(lengths, labels.lengths, self.input_length, self.input_length.unit, self.label_share, audio)
 
     def decoded(self, row: Row, utterance_id: str, read: Callable[[], NDArray[np.float32]]) -> Row:
         """Return the row with its inputs; one that can't be `read` with its problem, or raise its DataError."""

@@ -240,6 +240,21 @@ def graphed_models_do_not_generate(asked: Combination) -> ConfigError | None:
     )
 
 
+def decoders_beside_an_encoder_generate_without_graphs(asked: Combination) -> ConfigError | None:
+    """A replayed graph of SpeechEncoderDecoder's forward (wrapped by optimum-habana, trainer.py:2062) keeps the length of the decoder's
+    cache that it was captured with: found on the rehearsal device, which compares each replay with forward itself. Whisper's is
+    optimum-habana's own, of static shapes."""
+    graphs = "use_hpu_graphs_for_inference"
+    args = asked.trainer.args
+    if getattr(asked.model, "tokenizer_kind", "") != "characters" or not args.get(graphs) or not args.get("predict_with_generate"):
+        return None
+    if not _is_gaudi(asked) or asked.rehearse:
+        return None
+    return ConfigError(
+        "a decoder beside an encoder generates by a cache that grows, which a graph freezes: set it to false.", key=_arg(graphs)
+    )
+
+
 def checkpointing_knows_this_torch(asked: Combination) -> ConfigError | None:
     """In lazy mode optimum-habana replaces torch's checkpointing and calls its generator by position (gradient_checkpointing.py:368).
     torch 2.13 has `early_stop` where the function's arguments begin: TypeError. Judged by the torch that is installed here."""
@@ -323,6 +338,7 @@ RULES: tuple[Rule, ...] = (
     graph_options_have_graphs,
     arguments_are_supported,
     deepspeed_has_an_hpu,
+    decoders_beside_an_encoder_generate_without_graphs,
     autocast_lists_come_in_time,
 )
 TRAINING_RULES: tuple[Rule, ...] = (

@@ -416,7 +416,7 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
     local = [(config["model"], "name_or_path"), (config["vocabulary"], "tokenizer_name_or_path")]
     local += [(config["dataset"], key) for key in ("root", "path")]
-    local += [(config["topology"], "hostfile")]
+    local += [(config["topology"], "hostfile"), (config["batching"], "plan_file")]
     local += [(config["augment"], key) for key in ("noise_folder", "reverberation_folder")]
     local += [(part, "path") for part in config["dataset"].get("parts") or () if isinstance(part, dict)]
     for node, key in local:

@@ -78,7 +78,8 @@ def optimum_habana() -> Any:
 
         # optimum-habana does so where the training arguments are made (training_args.py:1060), which is after our models are: one of
         # them would stay transformers' own, and its attention functions (gaudi_fused_sdpa) be unknown
-        adapt_transformers_to_gaudi()
+        with own_bart():
+            adapt_transformers_to_gaudi()
         return optimum.habana
     with _version_answered():
         import optimum.habana
@@ -96,6 +97,34 @@ def optimum_habana() -> Any:
         _VALIDATED_VERSION,
     )
     return optimum.habana
+
+
+@contextlib.contextmanager
+def own_bart() -> Iterator[None]:
+    """Keep transformers' own BART, which decodes for a warm-started model, where optimum-habana's was written for another version.
+
+    It asks for attributes that 4.55's BART has lost: _use_sdpa (modeling_bart.py:430) and _shape (:112), an AttributeError in the
+    first forward; found on the rehearsal device. Whisper's and wav2vec2's serve as they are. It is replaced where the library is
+    adapted here, and again where its training arguments are made (training_args.py:1060).
+    """
+    import inspect
+
+    from transformers.models.bart import modeling_bart as bart
+
+    if "_use_sdpa" in inspect.getsource(bart.BartDecoder):
+        yield
+        return
+    embedding = bart.BartLearnedPositionalEmbedding
+    names = "BartAttention BartEncoderLayer BartDecoderLayer BartEncoder BartDecoder BartModel BartForConditionalGeneration".split()
+    forwards = {getattr(bart, name): getattr(bart, name).forward for name in names}
+    prepare = bart.BartForConditionalGeneration.prepare_inputs_for_generation
+    try:
+        yield
+    finally:
+        bart.BartLearnedPositionalEmbedding = embedding
+        for cls, forward in forwards.items():
+            cls.forward = forward
+        bart.BartForConditionalGeneration.prepare_inputs_for_generation = prepare
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ class Sizes:
     """The sizes of a split's rows: input lengths and label counts, int64 [rows].
 
     `length_of` turns seconds into an input length. `unit` is what bucket ends are rounded up to. `label_share` is the share of
-    a row's work that grows with its labels: 0 for CTC, whose labels cost nothing.
+    a row's work that grows with its labels: 0 for CTC, whose labels cost nothing. `audio` is
+    how much of each length is audio; None: all of it.
     """
 
     lengths: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Sizes:
     length_of: Callable[[float], int]
     unit: int = 1
     label_share: float = 0.0
+    audio: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Plan:
     lengths: NDArray[np.int64]
     labels: NDArray[np.int64]
     world_size: int = 1
+    audio: NDArray[np.int64] | None = None
+    """How much of each row's length is audio; None: all of it. Whisper's window is as long for whatever it holds."""
 
     @cached_property
     def num_batches(self) -> tuple[int, ...]:
@@ -65,7 +69,8 @@ class Plan:
     def padding_efficiency(self) -> float:
         """The share of the planned input that is audio: fill-up rows count as padding."""
         padded = sum(n * shape.rows * shape.length for n, shape in zip(self.num_batches, self.shapes, strict=True))
-        return float(self.lengths.sum() / padded) if padded else 0.0
+        real = self.lengths if self.audio is None else self.audio
+        return float(real.sum() / padded) if padded else 0.0
 
     @property
     def label_efficiency(self) -> float:
@@ -268,7 +273,7 @@ def planned(
         rows = -(-count // _num_batches(count, most, world_size))
         widest = -(-int(np.max(sizes.labels[inside], initial=1)) // label_unit) * label_unit
         shapes.append(Shape(length, widest if labels is None else labels, rows))
-    return Plan(tuple(shapes), shape_of, sizes.lengths, sizes.labels, world_size)
+    return Plan(tuple(shapes), shape_of, sizes.lengths, sizes.labels, world_size, sizes.audio)
 
 
 def _num_batches(count: int, rows: int, world_size: int) -> int:

@@ -98,7 +98,8 @@ def _prepare_stream(pipeline: Pipeline, run: Run, scanned: scan.Scan, sample: ma
     plan.save(plan_path(run), {"made_from": f"{len(lengths)} utterances of {pipeline.dataset.name}", "input": asdict(length)})
     shards = len({unit.shard for unit in scanned.shards.units})
     log.info("train: %d shards with %d units, %s utterances", shards, len(scanned.shards.units), scanned.shards.num_utterances)
-    return {"streamed": {"shards": shards, "units": len(scanned.shards.units), "utterances": scanned.shards.num_utterances}}
+    number = scanned.shards.num_utterances
+    return {"streamed": {"shards": shards, "units": len(scanned.shards.units), "utterances": number, "sampled": not scanned.is_whole}}
 
 
 def stream_rules(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Rules:

@@ -90,7 +90,7 @@ def summary(run: Run) -> Table:
 def _audio(split: Mapping[str, Any]) -> str:
     """Return how much audio a split has; of a stream, the sample that was looked at."""
     streamed = split.get("streamed")
-    sample = f", a sample of about {streamed['utterances']}" if streamed and streamed["utterances"] > split["utterances"] else ""
+    sample = f", a sample of about {streamed['utterances']}" if streamed and streamed["sampled"] else ""
     return f"{split['hours']:.2f} h in {split['utterances']} utterances ({split['split']}{sample})"
 
 

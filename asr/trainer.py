@@ -343,7 +343,7 @@ class SpeechTrainerMixin(StreamingMixin):
         inputs = dict(inputs)
         facts: BatchFacts = inputs.pop(BATCH_FACTS)
         shape = self._count("train", facts, inputs)
-        self.note_streamed(facts)
+        facts = self.noted(facts)
         loss = self.batch_loss(model, inputs, facts, num_items_in_batch)
         self.bad_numbers.watch(loss, facts, shape)
         whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # divided by the labels of all accumulated batches

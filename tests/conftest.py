@@ -156,6 +156,14 @@ def composed(*overrides: Sequence[str] | str) -> dict:
     return composition.to_container(composition.compose([*ENGINE, *map(str, overrides)]))
 
 
+def other_half(option: str) -> list[str]:
+    """Return the override that goes with a model, or a trainer, of sequences: by themselves they are refused beside CTC's."""
+    if option == "trainer=seq2seq":
+        return ["model=digits_encoder_decoder"]
+    sequences = option.startswith(("model=digits_", "model=whisper_", "model=wav2vec2_bart_"))
+    return ["trainer=seq2seq"] if sequences else []
+
+
 def sound(path: Path, seconds: float = 0.1, **options: str) -> Path:
     """Write a short rising ramp at 16 kHz, its format by the suffix, and return its path."""
     import numpy as np

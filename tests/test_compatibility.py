@@ -66,6 +66,7 @@ def refused(pipeline: Pipeline) -> list[str]:
 
 GRAPHS = {"use_hpu_graphs_for_training": True}
 FAST = {"distribution_strategy": "fast_ddp"}
+DECODER = ["trainer=seq2seq", "model=digits_encoder_decoder"]
 DROPS = "model.layerdrop=0.1"
 CASES = [
     # place, overrides, arguments, engine, the keys that are refused
@@ -110,6 +111,9 @@ CASES = [
     (several(CUDA), ["trainer.average_checkpoints=2"], {"fsdp": "full_shard"}, "transformers", ["trainer.average_checkpoints"]),
     (HPU, [], {**GRAPHS, "predict_with_generate": True}, "gaudi", ["trainer.args.predict_with_generate"]),
     (HPU, [], {"predict_with_generate": True, "use_hpu_graphs_for_inference": True}, "gaudi", []),
+    (HPU, DECODER, {"use_hpu_graphs_for_inference": True}, "gaudi", ["trainer.args.use_hpu_graphs_for_inference"]),
+    (HPU, DECODER, {"use_hpu_graphs_for_inference": True, "predict_with_generate": False}, "gaudi", []),
+    (HPU, ["trainer=seq2seq", "model=digits_whisper"], {"use_hpu_graphs_for_inference": True}, "gaudi", []),
     (CPU, [], {"fp16": True}, "gaudi", ["trainer.args.fp16"]),
     (CPU, [], {"fp16_full_eval": True}, "gaudi", ["trainer.args.fp16_full_eval"]),
     (CPU, [], {"tf32": True}, "gaudi", ["trainer.args.tf32"]),

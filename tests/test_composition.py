@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, composed
+from conftest import ROOT, composed, other_half
 
 from asr import composition
 from asr.errors import ConfigError
@@ -25,7 +25,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_into_checked_objects(option):
-    pipeline = Pipeline.of(composed(option))
+    pipeline = Pipeline.of(composed(option, *other_half(option)))
     assert pipeline.stages == ["train", "evaluate"]
 
 

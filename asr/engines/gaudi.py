@@ -31,7 +31,10 @@ class GaudiEngine(Engine):
 
     def training_arguments(self, arguments: Mapping[str, Any], topology: Topology) -> Any:
         # in lazy mode optimum-habana would generate on past the end (training_args.py), for as long as generation_max_length says
-        return super().training_arguments({"ignore_eos": False, **arguments} if self.generates else arguments, topology)
+        arguments = {"ignore_eos": False, **arguments} if self.generates else arguments
+        self.prepare()
+        with gaudi.own_bart():
+            return super().training_arguments(arguments, topology)
 
     def placement(self, topology: Topology) -> dict[str, Any]:
         if topology.device not in ("cpu", "hpu"):

@@ -7,6 +7,7 @@ fails is tried again, and goes on behind what it has given.
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 import time
 from collections import defaultdict
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple, Protocol
 from asr import hub
 from asr.errors import DataError
 from asr.files import written
+
+log = logging.getLogger(__name__)
 
 TRIES = 3
 PAUSE_SECONDS = 0.5
@@ -95,6 +98,7 @@ class Shards:
                 pause_seconds, *left = left
                 if not left:
                     raise ShardError(f"{unit.shard}, row {start.row}: {why(error)} ({TRIES} tries); repair it or leave it out.") from error
+                log.warning("%s, row %d: %s; tried again in %g s", unit.shard, start.row, why(error), pause_seconds)
             time.sleep(pause_seconds)
 
     def taken(self, refs: Iterable[Ref]) -> dict[Ref, Sample]:

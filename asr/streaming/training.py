@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from asr import stops
@@ -100,11 +101,13 @@ class StreamingMixin(ResumingMixin):
         loader = DataLoader(readers, batch_size=None, collate_fn=as_it_is, **loader_options(args))
         return StreamLoader(loader, self._stream_agreement, args.world_size)
 
-    def note_streamed(self, facts: BatchFacts) -> None:
-        """Take note that a batch has been trained on."""
-        if facts.stream is not None:
-            self.stream_states[str(facts.stream.reader)] = facts.stream.state
-            self.stream_taken += 1
+    def noted(self, facts: BatchFacts) -> BatchFacts:
+        """Take note that a batch is trained on; return its facts without its reader's state, which whoever keeps facts needn't keep."""
+        if facts.stream is None:
+            return facts
+        self.stream_states[str(facts.stream.reader)] = facts.stream.state
+        self.stream_taken += 1
+        return replace(facts, stream=facts.stream._replace(state={}))
 
     def progress(self) -> dict[str, Any]:
         if not self.streams:

@@ -23,20 +23,10 @@ def stream(corpora, source: str) -> list[str]:
     return [f"dataset={source}", f"dataset.root={corpora / source}", "dataset.streaming=true", *small]
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("trainer.args.logging_steps=1", "trainer.args.max_steps: is missing: a stream has no length"),
-        (
-            "trainer.args.num_train_epochs=3",
-            "trainer.args.num_train_epochs: a stream is trained on for so many steps: set trainer.args.max",
-        ),
-    ],
-)
-def test_epochs_are_refused_before_anything_is_written(launch, corpora, tmp_path, override, said):
-    done = launch(tmp_path, *stream(corpora, "hub"), override)
+def test_epochs_are_refused_before_anything_is_written(launch, corpora, tmp_path):
+    done = launch(tmp_path, *stream(corpora, "hub"), "trainer.args.num_train_epochs=3")
     assert done.code == 2
-    assert said in done.err
+    assert "trainer.args.num_train_epochs: a stream is trained on for so many steps: set trainer.args.max_steps, and this to " in done.err
     assert done.outputs == []
     assert not (tmp_path / "run").exists()
 

@@ -8,7 +8,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, composed, other_half
 from test_ctc import large_checkpoint
 
 from asr import compatibility, vocabulary
@@ -58,6 +58,7 @@ TOPOLOGIES = [
     (["topology=cpu"], "torchrun", None, 1, {"topology.device": ("cpu", "hpu")}),
     (["topology=cpu2"], "torchrun", "hccl", 2, {"topology.device": ("cpu", "hpu"), "topology.backend": ("gloo", "hccl")}),
     (["topology=gpu1"], "torchrun", None, 1, {"topology.device": ("cuda", "hpu")}),
+    (["topology=gpu4"], "torchrun", "hccl", 2, {"topology.device": ("cuda", "hpu"), "topology.backend": ("nccl", "hccl")}),
     (["topology=gpu8"], "torchrun", "hccl", 2, {"topology.device": ("cuda", "hpu"), "topology.backend": ("nccl", "hccl")}),
     (
         ["topology=hpu8_deepspeed"],
@@ -168,14 +169,40 @@ def test_a_span_of_masked_features_fits_the_small_model():
     assert Pipeline.of(made.config).model.mask_feature_length == 32
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))
-def test_every_model_of_conf_shrinks(name, tmp_path):
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not other_half(f"model={name}")])
+def test_every_ctc_model_of_conf_shrinks(name, tmp_path):
     kind = {"w2v_bert_2": "wav2vec2-bert", "hubert_large": "hubert"}.get(name, "wav2vec2")
     here = [] if name.endswith("_tiny") else [f"model.name_or_path='{large_checkpoint(tmp_path / 'large', kind)}'"]
     made = shrunk(f"model={name}", *here)
     assert made.config["model"]["name_or_path"] is None
     assert made.config["model"]["architecture"]["hidden_size"] == 32
     assert "model" in by_key(made.sizes)
+
+
+WHISPER = {"model_type": "whisper", "vocab_size": 51865, "d_model": 512, "encoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_layers": 6}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if other_half(f"model={name}")])
+def test_every_model_of_conf_that_generates_shrinks(name, tmp_path):
+    here = []
+    if name.startswith("whisper_"):
+        (tmp_path / "config.json").write_text(json.dumps(WHISPER))
+        (tmp_path / "preprocessor_config.json").write_text('{"feature_extractor_type": "WhisperFeatureExtractor"}')
+        here = [f"model.name_or_path='{tmp_path}'"]
+    elif name.startswith("wav2vec2_bart_"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "d_model": 768, "decoder_layers": 6}))
+        encoder = large_checkpoint(tmp_path / "large", "wav2vec2")
+        here = [f"model.encoder_name_or_path='{encoder}'", f"model.decoder_name_or_path='{tmp_path}'"]
+    made = shrunk("trainer=seq2seq", f"model={name}", *here)
+    small = Pipeline.of(made.config).model
+    values = small.config_values("decoder") if hasattr(small, "decoder") else small.config_values()
+    assert (values["d_model"], values["decoder_layers"]) == (32, 2)
+    assert small.input_length()(1.0) == Pipeline.of(composed("trainer=seq2seq", f"model={name}", *here)).model.input_length()(1.0)
+    if name != "digits_whisper" and name != "digits_encoder_decoder":
+        assert made.config["vocabulary"]["tokenizer_name_or_path"] == str(tmp_path)
 
 
 def trained(folder, tmp_path):

@@ -103,10 +103,11 @@ def dropping(monkeypatch, at: set[int]):
     monkeypatch.setattr("asr.streaming.parquet.opened", lambda shard: Dropped(shard, failures))
 
 
-def test_a_dropped_connection_is_taken_up_behind_what_came(shards, monkeypatch):
+def test_a_dropped_connection_is_taken_up_behind_what_came(shards, monkeypatch, caplog):
     expected = list(shards.samples(Ref(1, 0)))
     dropping(monkeypatch, {2, 6, 40, 80})
     assert list(shards.samples(Ref(1, 0))) == expected
+    assert "row 0: can't be read (connection reset by peer); tried again in 0 s" in caplog.text
 
 
 def test_one_that_stays_away_is_an_error_that_names_shard_and_row(shards, monkeypatch):

@@ -43,7 +43,8 @@ def environment(hub, folder):
     return {**of_hub(hub.url, folder / "home"), "ASR_CACHE": str(folder / "cache"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
-@pytest.mark.parametrize("code", [pytest.param(PARQUET, id="parquet"), pytest.param(TAR, id="tar", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [pytest.param(PARQUET, id="parquet"), pytest.param(TAR, id="tar")])
 def test_a_dataset_is_read_in_parts_that_are_dropped_and_refused_on_the_way(repositories, tmp_path, code):
     with fake.serving(repositories[code], kind="datasets", breaks_at={2: "refuses", 4: "drops", 7: "refuses"}) as good:
         done, _ = python(code, environment(good, tmp_path))

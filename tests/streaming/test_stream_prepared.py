@@ -1,19 +1,22 @@
 """What the parent writes of a streamed run before it starts, and what of it is refused."""
 
+import io
 import json
+import pickle
 
 import pytest
 from conftest import ENGINE, composed
+from rich.console import Console
 from shards_made import parquet, tar
 
-from asr import preparing
+from asr import preparing, report
 from asr.errors import DataError
 from asr.pipeline import Pipeline
 from asr.runs import Run
 from asr.streaming import shards as room
 from asr.streaming.dataset import FORMATS
 from asr.streaming.plans import StreamPlan
-from asr.streaming.shards import Shards
+from asr.streaming.shards import Ref, Shards
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +40,31 @@ def prepared(tmp_path):
     return prepare
 
 
-@pytest.fixture(params=["hub", "webdataset"])
+def shown(run) -> str:
+    with io.StringIO() as out:
+        Console(file=out, width=300).print(report.summary(run))
+        return out.getvalue()
+
+
+@pytest.fixture
 def corpus(request, tmp_path):
-    make = {"hub": parquet, "webdataset": tar}[request.param]
+    source = getattr(request, "param", "webdataset")
+    make = {"hub": parquet, "webdataset": tar}[source]
     make(make(tmp_path / "corpus", range(40)), range(100, 104), split="test", shards=1)
-    return request.param
+    return source
 
 
+both = pytest.mark.parametrize("corpus", ["hub", "webdataset"], indirect=True)
+
+
+@both
 def test_shards_plan_and_sample_are_written(corpus, prepared):
     run = prepared(corpus)
     splits = run.record["dataset"]["splits"]
     kept = splits["train"]["utterances"]
     assert kept + splits["train"]["left_out"] == 40
-    assert splits["train"]["streamed"] == {"shards": 2, "units": {"hub": 10, "webdataset": 2}[corpus], "utterances": 40}
+    units = {"hub": 10, "webdataset": 2}[corpus]
+    assert splits["train"]["streamed"] == {"shards": 2, "units": units, "utterances": 40, "sampled": False}
     assert "streamed" not in splits["eval"]
     shards = Shards.load(preparing.units_path(run), FORMATS)
     assert len(shards.units) == splits["train"]["streamed"]["units"]
@@ -61,9 +76,12 @@ def test_shards_plan_and_sample_are_written(corpus, prepared):
     assert len(preparing.manifest_path(run, "train").read_text().splitlines()) == kept
 
 
+@both
 def test_a_sample_bounds_what_is_looked_at(corpus, prepared):
-    splits = prepared(corpus, "dataset.sample_utterances=10").record["dataset"]["splits"]
+    run = prepared(corpus, "dataset.sample_utterances=10")
+    splits = run.record["dataset"]["splits"]
     assert splits["train"]["utterances"] + splits["train"]["left_out"] == 10
+    assert "(train, a sample of about " in shown(run)
     assert splits["train"]["streamed"]["utterances"] == (40 if corpus == "hub" else pytest.approx(40, rel=0.3))
 
 
@@ -92,3 +110,13 @@ def test_no_transcript_at_all(tmp_path, prepared):
         DataError, match=r"no utterance is left \(10 no transcript or no audio; the first: .* there is no transcript: neither"
     ):
         prepared("webdataset")
+
+
+def test_a_loader_s_worker_can_be_sent_the_rules(corpus, prepared):
+    run = prepared(corpus)
+    pipeline = Pipeline.of(run.config)
+    rules = preparing.stream_rules(pipeline, pipeline.tokenizer(run.path))
+    sent = pickle.loads(pickle.dumps(rules))
+    shards = Shards.load(preparing.units_path(run), FORMATS)
+    for sample in shards.samples(Ref(0, 0)):
+        assert sent(sample, "x.tar", 0) == rules(sample, "x.tar", 0)

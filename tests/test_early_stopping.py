@@ -53,6 +53,7 @@ def test_patience_lasts_over_a_resume(tmp_path):
     assert early_stopping.stopped_at(whole) == 6
 
 
+@pytest.mark.slow
 def test_an_end_that_was_planned_is_not_early(tmp_path):
     made = trained(tmp_path, "trainer.early_stopping_patience=2", steps=6)
     assert (made.state.global_step, early_stopping.stopped_at(made)) == (6, None)

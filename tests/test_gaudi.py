@@ -42,6 +42,7 @@ def test_the_real_trainer_comes_without_pip_on_the_path(tmp_path):
     assert "hl-smi" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.optimum_habana
 def test_a_host_that_has_habana_frameworks_is_left_alone(tmp_path):
     """With the package there, optimum-habana's own question is asked, and fails as it would anywhere without the plugin."""

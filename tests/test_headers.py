@@ -139,6 +139,7 @@ def test_bounds_are_no_inputs(corpus, opened):
     assert len(opened) == 6
 
 
+@pytest.mark.slow
 def test_workers_read_the_same(corpus, tmp_path):
     rows = [made(tmp_path, 10 + i) for i in range(600)]
     rows[300].audio.write_bytes(b"no audio")

@@ -16,6 +16,9 @@ from asr.runs import Run
 from asr.seq2seq_outputs import up_to_end
 
 MODELS = ["digits_encoder_decoder", "digits_whisper"]
+SLOWER = {name: pytest.param(name, marks=pytest.mark.slow) for name in MODELS}
+SLOW_BESIDE_GAUDI = [pytest.mark.slow] if "gaudi" in INSTALLED_ENGINES else []
+"""Marks of what another engine does as well: where there is one alone, it is tried."""
 SMALL = {
     "digits_encoder_decoder": ["model.encoder.hidden_size=32", "model.encoder.output_hidden_size=32", "model.encoder.intermediate_size=32",
                                "model.decoder.d_model=32", "model.decoder.decoder_ffn_dim=32"],
@@ -43,7 +46,7 @@ def test_the_class_is_the_real_gaudi_seq2seq_trainer_under_our_mixin(tmp_path):
     assert made.args.ignore_eos is False
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [MODELS[0], SLOWER[MODELS[1]]])
 def test_evaluation_is_the_same_at_any_batch_size_and_padding(tmp_path, model):
     results = []
     ways = ["1"], ["3", "batching=longest"], ["16"], ["16", "batching=fixed", "batching.seconds=6", "batching.labels=40"]
@@ -59,7 +62,7 @@ def test_evaluation_is_the_same_at_any_batch_size_and_padding(tmp_path, model):
         assert measured["eval_loss"] == pytest.approx(results[0][0]["eval_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [SLOWER[MODELS[0]], MODELS[1]])
 def test_what_is_heard_is_what_transformers_generates_alone_and_the_loss_its_own(tmp_path, model):
     made, scorer, _ = built(tmp_path, "trainer.args.generation_num_beams=2", model=model)
     tokenizer, net = made.processing_class.tokenizer, made.model.eval()
@@ -103,7 +106,7 @@ def test_training_s_loss_is_the_mean_over_labels_and_accumulates(tmp_path):
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", EVERY_ENGINE)
+@pytest.mark.parametrize("engine", [EVERY_ENGINE[0], pytest.param(EVERY_ENGINE[1], marks=SLOW_BESIDE_GAUDI)])
 @pytest.mark.parametrize("model", MODELS)
 def test_shapes_are_those_of_the_plan_and_the_model_learns(tmp_path, engine, model):
     made, _scorer, _run = built(
@@ -120,6 +123,7 @@ def test_shapes_are_those_of_the_plan_and_the_model_learns(tmp_path, engine, mod
         assert {shape[1] for shape in planned} == {300}, "one window"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("gaudi" not in INSTALLED_ENGINES, reason="needs both engines")
 def test_engines_give_equal_losses_step_by_step(tmp_path):
     losses = []
@@ -157,6 +161,7 @@ def test_audio_longer_than_whisper_hears_is_not_trained_on(tmp_path):
     assert "longer than the model hears (1 s)" not in splits["eval"]["left_out_because"]
 
 
+@pytest.mark.slow
 def test_a_saved_run_s_model_is_loaded_by_a_pipeline_and_scores_the_same_without_training(tmp_path):
     made, scorer, _run = built(tmp_path, "trainer.args.max_steps=3", "trainer.args.save_strategy=no")
     made.train()

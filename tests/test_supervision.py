@@ -117,6 +117,7 @@ def test_a_killed_rank_is_named_with_its_last_lines(tell):
     assert left_behind(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_deaf_rank_and_its_loader_worker_are_killed(tell, launcher):
     end, folder, seconds = tell(launcher, "is_deaf")
@@ -352,6 +353,7 @@ def test_ranks_that_can_t_save_are_killed_once_one_has_ended(parent, capfd):
     assert left_behind(folder) == []
 
 
+@pytest.mark.slow
 def test_ranks_that_don_t_train_yet_have_nothing_to_save(parent):
     """They hang in a library that waits for other ranks, and hear nothing."""
     process, folder = parent("mpirun", "all_deaf")

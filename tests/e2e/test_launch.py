@@ -124,6 +124,7 @@ def test_preparing_alone_writes_no_model(launch, tmp_path):
     assert read(tmp_path / "p" / "run.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_s_model_alone(launch, run_dir, tmp_path):
     done = launch(tmp_path, *TINY, "stages=[evaluate]", f"model.name_or_path='{run_dir / 'model'}'", "hydra.run.dir=e")
     assert done.code == 0, done.err
@@ -320,6 +321,7 @@ def test_a_file_that_goes_bad_after_its_header_ends_in_3(launch, digits, tmp_pat
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_a_folder_of_files_good_and_bad(launch, tmp_path):
     """Any rate, channels and format; what is bad is listed and counted, and the rest is trained on and scored."""
     import numpy as np

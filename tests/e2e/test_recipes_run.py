@@ -134,7 +134,7 @@ NAMES = (
     "librispeech_wav2vec2_bart_base_1 librispeech_wav2vec2_bart_base_8 librispeech_wav2vec2_bart_large_8 "
     "whisper_small_hi_hpu1 whisper_large_hi_hpu8"
 ).split()
-FAST = ("librispeech_wav2vec2_bart_base_1/v2",)
+FAST: list[str] = []
 RUNS = [
     pytest.param(version, marks=[] if version in FAST else [pytest.mark.slow])
     for version in (f"{name}/{number}" for name in NAMES for number in ("v1", "v2"))

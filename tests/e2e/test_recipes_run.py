@@ -134,13 +134,10 @@ NAMES = (
     "librispeech_wav2vec2_bart_base_1 librispeech_wav2vec2_bart_base_8 librispeech_wav2vec2_bart_large_8 "
     "whisper_small_hi_hpu1 whisper_large_hi_hpu8"
 ).split()
-FAST: list[str] = []
-RUNS = [
-    pytest.param(version, marks=[] if version in FAST else [pytest.mark.slow])
-    for version in (f"{name}/{number}" for name in NAMES for number in ("v1", "v2"))
-]
+RUNS = [f"{name}/{number}" for name in NAMES for number in ("v1", "v2")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", RUNS)
 def test_a_recipe_runs_on_a_stand_in(version, corpora, checkpoints, launch, tmp_path):
     done = launch(tmp_path, *overrides(version, corpora, checkpoints), "hydra.run.dir=run")

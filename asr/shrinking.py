@@ -12,6 +12,7 @@ from typing import Any
 LAYERS = 2  # WavLM's first layer makes the position bias that the others are given
 HIDDEN_SIZE = 32
 MOST_HEADS = 4
+DECODER_HEADS = 2
 INTERMEDIATE_SIZE = 64
 CONV_DIM = 16
 POSITION_KERNEL = 16
@@ -20,18 +21,18 @@ NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermedia
 
 NOT_OF_THE_PATH = ("vocab_size", "id2label", "label2id", "architectures", "torch_dtype")
 """Keys of a checkpoint's config.json that say what it was, or that loading decides."""
-DECODER_SIZES = {
-    HIDDEN_SIZE: ("d_model", "hidden_size", "n_embd"),
-    LAYERS: ("decoder_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
-    2: ("decoder_attention_heads", "encoder_attention_heads", "num_attention_heads", "n_head", "num_key_value_heads"),
-    INTERMEDIATE_SIZE: ("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size", "n_inner"),
-}
-"""The names that configs of text decoders, and Whisper's, have for a size, by how large it becomes at most."""
+DECODER_SIZES = (
+    (HIDDEN_SIZE, ("d_model", "hidden_size", "n_embd")),
+    (LAYERS, ("decoder_layers", "encoder_layers", "num_hidden_layers", "n_layer")),
+    (DECODER_HEADS, ("decoder_attention_heads", "encoder_attention_heads", "num_attention_heads", "n_head", "num_key_value_heads")),
+    (INTERMEDIATE_SIZE, ("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size", "n_inner")),
+)
+"""The names that configs of text decoders, and Whisper's, have for a size, each with how large it becomes at most."""
 
 
 def small_decoder(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sizes of a text decoder, or of Whisper, that become smaller, by key."""
-    named = [(name, size) for size, names in DECODER_SIZES.items() for name in names]
+    named = [(name, size) for size, names in DECODER_SIZES for name in names]
     return {name: size for name, size in named if isinstance(config.get(name), int) and config[name] > size}
 
 

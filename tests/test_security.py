@@ -29,7 +29,7 @@ SOURCES = [*(ROOT / "asr").rglob("*.py"), ROOT / "launch.py"]
 
 FORBIDDEN = {
     "a shell": r"shell\s*=\s*True|os\.system|os\.popen|subprocess\.getoutput",
-    "an unpacker": r"tarfile|zipfile|unpack_archive",
+    "an unpacker": r"\.extract(?:all|file)?\(|zipfile|unpack_archive",
     "a pickle": r"^\s*(?:import|from) (?:pickle(?! import UnpicklingError$)|dill|cloudpickle|joblib)"
     r"|allow_pickle=True|weights_only=False|torch\.load\(",
     "YAML that makes objects": r"yaml\.(?:load|unsafe_load|full_load)\(",
@@ -39,7 +39,10 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_the_code_calls_no(what):
-    """No archive is unpacked here: whoever adds that must check the members' paths, and this test."""
+    """No archive is unpacked here: whoever adds that must check the members' paths, and this test.
+
+    Streams read the members of tar archives in place, by offset, and write none of them under its name.
+    """
     lines = [(path, number, line) for path in SOURCES for number, line in enumerate(path.read_text().splitlines(), 1)]
     found = [f"{path.relative_to(ROOT)}:{number}: {line}" for path, number, line in lines if re.search(FORBIDDEN[what], line)]
     assert [line for line in found if not re.search(r"(?:model|self|trainer)\.eval\(\)", line)] == []

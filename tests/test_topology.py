@@ -48,6 +48,7 @@ def of(name: str, **changes) -> Topology:
         ("hpu8_deepspeed", "hpu", 8, "hccl", True),
         ("hpu_nodes", "hpu", 16, "hccl", True),
         ("gpu1", "cuda", 1, None, False),
+        ("gpu4", "cuda", 4, "nccl", False),
         ("gpu8", "cuda", 8, "nccl", False),
     ],
 )
@@ -65,7 +66,7 @@ def test_a_gpu_s_topology_brings_its_engine(name, engine):
 
 def test_every_topology_is_tested():
     listed = {path.stem for path in (ROOT / "conf" / "topology").glob("*.yaml")}
-    assert listed == {"cpu", "cpu2", "hpu1", "hpu8", "hpu8_deepspeed", "hpu_nodes", "gpu1", "gpu8"}
+    assert listed == {"cpu", "cpu2", "hpu1", "hpu8", "hpu8_deepspeed", "hpu_nodes", "gpu1", "gpu4", "gpu8"}
 
 
 def test_servers_share_the_processes():

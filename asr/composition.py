@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import builtins
 import contextlib
+import copy
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import lru_cache
 from itertools import chain, islice, product
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +72,11 @@ UNFORESEEN = (
 
 def schema_of(target: str) -> DictConfig:
     """Return the typed node whose keys and types are the signature of the class that `target` names."""
-    cls = import_target(target)
+    return copy.deepcopy(_schema_of(import_target(target), target))
+
+
+@lru_cache(maxsize=256)
+def _schema_of(cls: type, target: str) -> DictConfig:
     named = make_dataclass(f"{cls.__name__}Schema", [("_target_", str, field(default=target))], bases=(cls,), kw_only=True)
     node: DictConfig = OmegaConf.structured(cls if cls is Config else named)
     for item in fields(cls):
@@ -106,6 +112,10 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
+_READ: dict[tuple[Any, ...], ConfigResult] = {}
+"""Files as they were read, by their state: a sweep composes each of its jobs from the same ones."""
+
+
 class FileConfigSource(file_config_source.FileConfigSource):
     """Hydra's reader of YAML files, which names the file that is wrong, and reads none that grows when it is read.
 
@@ -115,8 +125,16 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
-        if path.exists():
+        if not path.exists():
+            return self._read(path, config_path)
+        state = path.stat()
+        key = (self.provider, self.path, config_path, state.st_mtime_ns, state.st_size, state.st_ino)
+        if key not in _READ:
             check_yaml(path)
+            _READ[key] = self._read(path, config_path)
+        return copy.deepcopy(_READ[key])
+
+    def _read(self, path: Path, config_path: str) -> ConfigResult:
         try:
             return super().load_config(config_path)
         except (*UNFORESEEN, OmegaConfBaseException, yaml.YAMLError) as error:

@@ -201,14 +201,17 @@ class EncoderDecoderModel:
 
     def config_values(self, half: str) -> dict[str, Any]:
         """Return what the config of a half will hold, as far as it can be read without torch."""
-        if self.name_or_path is not None:
-            values: Mapping[str, Any] = self.files().config().get(half, {})
-        else:
-            values = files.config() if (files := self._half_files(half)) else {}
+        values = self._checkpoint_values(half)
         own = self._encoder_knobs() if half == "encoder" else {}
         given = self._over(half)
         model_type = str(given.get("model_type") or values.get("model_type"))
         return {**config_defaults(model_type), **values, **given, **own}
+
+    def _checkpoint_values(self, half: str) -> Mapping[str, Any]:
+        """Return what a checkpoint's config.json says of a half; empty for one from scratch."""
+        if self.name_or_path is not None:
+            return dict(self.files().config().get(half, {}))
+        return files.config() if (files := self._half_files(half)) else {}
 
     def _over(self, half: str) -> dict[str, Any]:
         """Return the values of a half's config that are ours: what describes one from scratch isn't, where a checkpoint is given."""
@@ -226,10 +229,10 @@ class EncoderDecoderModel:
         """
         halves: dict[str, Any] = {}
         for half, sizes in (("encoder", small_sizes), ("decoder", small_decoder)):
-            values = self.config_values(half)
-            model_type = str(values["model_type"]) if "model_type" in values else str(getattr(self, half)["model_type"])
-            taken, small = config_parameters(model_type), sizes(values)
-            kept = {k: v for k, v in values.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
+            said = {**self._checkpoint_values(half), **self._over(half)}
+            model_type = str(said["model_type"])
+            taken, small = config_parameters(model_type), sizes(self.config_values(half))
+            kept = {k: v for k, v in said.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
             halves[half] = {"model_type": model_type, **kept, **small}
         extractor = dict(self.feature_extractor if (files := self._extractor_files()) is None else files.extractor())
         takes = pretrained.extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))

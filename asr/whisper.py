@@ -166,7 +166,8 @@ class WhisperModel:
     def shrunk(self) -> WhisperModel:
         """Return a Whisper of the same window and bounds, with a few small layers and random weights: what a rehearsal builds."""
         values, taken = self.config_values(), pretrained.config_parameters(MODEL_TYPE)
-        kept = {k: v for k, v in values.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
+        said = {**(self.architecture if self.name_or_path is None else self.files().config()), **self.config}
+        kept = {k: v for k, v in said.items() if k in taken and k not in NOT_OF_THE_PATH and not k.endswith("_token_id")}
         extractor = self.feature_extractor if self.name_or_path is None else self.files().extractor()
         takes = (*pretrained.extractor_parameters(EXTRACTOR),)
         return replace(

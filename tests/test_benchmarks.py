@@ -96,6 +96,7 @@ def test_the_loader_s_benchmark_runs(ran):
     assert {name.split(",")[0] for name in figures["figures"]} == {"flac", "wav"}
 
 
+@pytest.mark.slow
 def test_ranks_with_the_same_shapes_never_wait(ran):
     figures = ran("scaling", "--rounds", "0", "--utterances", "20000")
     assert figures["waiting_512_synchronised"] == 0

@@ -66,6 +66,7 @@ PLUGIN = {
 """What asr.gaudi.ctc_kernel asks of habana_frameworks."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "files", "kernel", "said"),
     [

@@ -117,6 +117,7 @@ def test_a_hub_that_answers_gives_the_folder_and_then_is_not_asked_again(reposit
 PATIENT = "import sys; from asr import hub; from asr.errors import ConfigError; hub.PATIENCE_SECONDS = 2.0\n"
 
 
+@pytest.mark.slow
 def test_a_download_that_stops_half_way_is_given_up(repository, tmp_path):
     code = PATIENT + ("try: hub.model_folder('someone/tiny', key='name_or_path')\nexcept ConfigError as error: print(error)")
     with fake.serving(repository, stalls_at="model.safetensors") as stuck:

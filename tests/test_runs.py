@@ -58,6 +58,7 @@ def _claim(path):
     return 1
 
 
+@pytest.mark.slow
 def test_of_several_that_start_at_once_one_gets_the_directory(tmp_path):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert sum(pool.map(_claim, [tmp_path / "same"] * 4)) == 1

@@ -429,6 +429,7 @@ def test_help_names_every_group_and_option(launch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_overrides_that_help_shows_work():
     from conftest import composed
 

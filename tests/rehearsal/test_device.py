@@ -21,6 +21,7 @@ def on_the_device(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.optimum_habana
 def test_it_computes_as_a_cpu_and_counts_as_a_gaudi(stand_in):
     done = on_the_device(

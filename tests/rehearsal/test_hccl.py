@@ -115,6 +115,7 @@ def said_by_ranks(stand_in, tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", checks())
 def test_two_ranks(name, said_by_ranks):
     assert [said[name] for said in said_by_ranks] == ["", ""]

@@ -34,10 +34,12 @@ def test_audio_is_16_khz_mono_and_as_long_as_speech(digits):
         assert 0.15 * len(row.text.split()) < info.duration < 1.2 * len(row.text.split())
 
 
+@pytest.mark.slow
 def test_a_second_synthesis_is_the_same_to_the_bit(digits, tmp_path):
     assert digest(digits) == digest(SpokenDigits(**TINY_CORPUS, root=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_number_of_cores_changes_nothing(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(espeak.os, "cpu_count", lambda: 5)
     assert digest(digits) == digest(SpokenDigits(**TINY_CORPUS, root=str(tmp_path)))

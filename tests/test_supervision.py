@@ -3,8 +3,8 @@
 Ranks tell stories of a few words (fakes/rank_story.py) instead of training; tests/e2e/test_several_processes.py trains.
 """
 
-import json
 import contextlib
+import json
 import os
 import re
 import shutil

@@ -138,7 +138,7 @@ def test_a_gradient_alone_is_found_and_what_running_statistics_took_in_is_put_ba
     assert math.isfinite(facts["loss"])
 
 
-@pytest.mark.parametrize("save_steps", [1, 100])
+@pytest.mark.parametrize("save_steps", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_learning_rate_that_explodes_never_leaves_a_bad_checkpoint(tmp_path, save_steps):
     wild = ["trainer.args.learning_rate=1e30", "trainer.args.save_strategy=steps", f"trainer.args.save_steps={save_steps}"]
     made, _ = built(tmp_path, *SHORT, *wild)

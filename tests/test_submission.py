@@ -239,7 +239,7 @@ def test_a_task_ends_with_its_run_s_exit_code(body, code, said):
     assert (not_requeued in done.stderr) is ("SIGTERM" in body)
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "local"])
+@pytest.mark.parametrize("cluster", ["slurm", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_job_that_was_warned_starts_again_once_it_has_saved(monkeypatch, tmp_path, slurm, cluster):
     """By submitit's own means, with its own count of how often; real processes, Slurm's programs as fakes."""
     import submitit

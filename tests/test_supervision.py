@@ -283,7 +283,7 @@ def test_a_record_that_can_t_be_read_now_counts_for_none(tmp_path):
     assert asked_to_stop(tmp_path) is None
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["mpirun", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_killed_parent_leaves_no_rank_behind(parent, launcher):
     process, folder = parent(launcher)
     process.kill()
@@ -304,7 +304,9 @@ def saved_by_all(folder: Path) -> str:
     return records[0].error
 
 
-@pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGUSR1), ("mpirun", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("launcher", "number"), [pytest.param("torchrun", signal.SIGUSR1, marks=pytest.mark.slow), ("mpirun", signal.SIGTERM)]
+)
 def test_all_ranks_save_the_same_step(parent, capfd, launcher, number):
     process, folder = parent(launcher, "trains")
     process.send_signal(number)

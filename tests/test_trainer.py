@@ -245,7 +245,7 @@ def test_a_batch_of_fillers_alone_has_a_zero_gradient(tmp_path):
     assert all(not p.grad.any() for p in made.model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.slow)])
 def test_training_takes_the_device_s_kernel_and_evaluation_torch_s_loss(tmp_path, reduction, monkeypatch):
     kernel, results = Kernel(), []
     for its_own in (None, kernel):

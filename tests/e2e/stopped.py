@@ -292,6 +292,7 @@ def test_lora_goes_on_as_if_nothing_had_been(config, never_stopped, tmp_path):
     assert moved == {name for name in weights[0] if name.endswith(("linear_q.weight", "linear_v.weight"))}
 
 
+@pytest.mark.slow
 def test_without_a_folder_the_newest_unfinished_run_of_this_configuration_is_found(config, never_stopped, tmp_path):
     from asr import sessions
 

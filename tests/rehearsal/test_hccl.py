@@ -121,6 +121,7 @@ def test_two_ranks(name, said_by_ranks):
     assert [said[name] for said in said_by_ranks] == ["", ""]
 
 
+@pytest.mark.slow
 def test_every_check_was_made(said_by_ranks):
     assert [list(said) for said in said_by_ranks] == [checks(), checks()]
     assert len(checks()) > 30

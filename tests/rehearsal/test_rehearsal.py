@@ -87,6 +87,7 @@ def test_an_experiment_whose_model_can_t_be_shrunk_is_refused(launch, stand_in, 
     assert not done.outputs
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_rehearsal_shows_its_command(launch, tmp_path):
     done = launch(tmp_path, *TWO, "topology=hpu8_deepspeed", "model.layerdrop=0.5", "dry_run=true", GRAPHS[0], environment={"CXX": "none"})
     assert done.code == 0, done.err

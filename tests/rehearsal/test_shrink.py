@@ -185,7 +185,11 @@ def test_every_ctc_model_of_conf_shrinks(name, tmp_path):
 WHISPER = {"model_type": "whisper", "vocab_size": 51865, "d_model": 512, "encoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_layers": 6}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if other_half(f"model={name}")])
+GENERATING = [name for name in MODELS if other_half(f"model={name}")]
+LIKE_ANOTHER = {name for name in GENERATING if name.startswith("whisper_")} - {"whisper_small"} | {"wav2vec2_bart_large"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LIKE_ANOTHER else []) for n in GENERATING])
 def test_every_model_of_conf_that_generates_shrinks(name, tmp_path):
     here = []
     if name.startswith("whisper_"):

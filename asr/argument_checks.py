@@ -101,6 +101,23 @@ def checked(args: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     return values
 
 
+def without_reentrance(args: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Return the arguments by which gradient checkpointing isn't torch's reentrant kind.
+
+    That is transformers 4.55's default (modeling_utils.py:3700). Empty without checkpointing. Raises ConfigError, which says why, where
+    that kind is asked for.
+    """
+    name = next((name for name in ("gradient_checkpointing", "activation_checkpointing") if args.get(name)), None)
+    if name is None:
+        return {}
+    given = args.get(f"{name}_kwargs")
+    if given is None:
+        return {f"{name}_kwargs": {"use_reentrant": False}}
+    if given.get("use_reentrant", True):
+        raise ConfigError(f"{why}: set use_reentrant to false.", key=f"trainer.args.{name}_kwargs")
+    return {}
+
+
 def _checked_argument(name: str, value: Any, engine: Engine) -> Any:
     """Return the value of one training argument, or raise ConfigError with its key."""
     key = f"args.{name}"

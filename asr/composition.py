@@ -381,8 +381,9 @@ def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
         with explained(overrides, conf):
             yield
     except RecursionError as error:
+        deep = [override for override in overrides if override.count("[") + override.count("{") > DEEPEST]
         raise ConfigError(
-            "is nested too deep, or leads back to itself through an interpolation or a defaults list.", key=_first_key(overrides)
+            "is nested too deep, or leads back to itself through an interpolation or a defaults list.", key=_first_key(deep or overrides)
         ) from error
     except UNFORESEEN as error:
         what = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "  # whose words alone say little
@@ -432,7 +433,8 @@ def _first_key(overrides: Sequence[str]) -> str:
 
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
-    local = [(config["model"], "name_or_path"), (config["vocabulary"], "tokenizer_name_or_path")]
+    local = [(config["model"], key) for key in ("name_or_path", "encoder_name_or_path", "decoder_name_or_path")]
+    local += [(config["vocabulary"], "tokenizer_name_or_path")]
     local += [(config["dataset"], key) for key in ("root", "path")]
     local += [(config["topology"], "hostfile"), (config["batching"], "plan_file")]
     local += [(config["augment"], key) for key in ("noise_folder", "reverberation_folder")]

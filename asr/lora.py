@@ -170,22 +170,6 @@ def is_in(model: torch.nn.Module) -> bool:
     return any(hasattr(module, "lora_A") for module in model.modules())
 
 
-def checkpointing(model: torch.nn.Module, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training arguments that LoRA needs with gradient checkpointing: reentrant, it stops at an input that has no gradient.
-
-    That is transformers 4.55's default (modeling_utils.py:3700), and what the frozen layers below the first LoRA give.
-    """
-    name = next((name for name in ("gradient_checkpointing", "activation_checkpointing") if args.get(name)), None)
-    if name is None or not is_in(model):
-        return {}
-    given = args.get(f"{name}_kwargs")
-    if given is None:
-        return {f"{name}_kwargs": {"use_reentrant": False}}
-    if given.get("use_reentrant", True):
-        raise ConfigError("reentrant checkpointing gives LoRA no gradients: set use_reentrant to false.", key=f"trainer.args.{name}_kwargs")
-    return {}
-
-
 def merged(model: PreTrainedModel, weights: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """Return the weights of the plain model: each layer's own with the product of its small matrices added, under its own name.
 

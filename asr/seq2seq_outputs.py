@@ -49,7 +49,7 @@ def utterance_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 def decoder(tokenizer: PreTrainedTokenizerBase, start: int) -> Callable[[NDArray[Any]], list[str]]:
     """Return what turns generated tokens [rows, tokens] into text."""
     end = int(tokenizer.eos_token_id)
-    return lambda tokens: list(tokenizer.batch_decode(up_to_end(tokens, start, end), skip_special_tokens=True))
+    return lambda tokens: list(tokenizer.batch_decode([row.tolist() for row in up_to_end(tokens, start, end)], skip_special_tokens=True))
 
 
 def up_to_end(tokens: NDArray[Any], start: int, end: int) -> list[NDArray[np.int64]]:

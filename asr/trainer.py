@@ -70,6 +70,15 @@ class SpeechTraining:
         early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
         averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
 
+    def _checkpointing(self, model: Any) -> dict[str, Any]:
+        """Return what gradient checkpointing needs: reentrant, it stops at an input without a gradient, as frozen layers below the first
+        LoRA give, and goes back through what a layer is handed by name, as a decoder's are what the encoder heard."""
+        if lora.is_in(model):
+            return argument_checks.without_reentrance(self.args, "reentrant checkpointing gives LoRA no gradients")
+        if self.generates:
+            return argument_checks.without_reentrance(self.args, "reentrant checkpointing goes back through the encoder once a layer")
+        return {}
+
     @staticmethod
     def mixin() -> type:
         """Return what stands before the engine's Trainer class."""
@@ -100,7 +109,7 @@ class SpeechTraining:
             "restore_callback_states_from_checkpoint": True,
             "ignore_data_skip": isinstance(train_dataset, StreamedDataset),  # it goes on by itself, and can't be skipped through
             **best.arguments(self.args),
-            **lora.checkpointing(model, self.args),
+            **self._checkpointing(model),
             "logging_nan_inf_filter": False,  # it would put the mean of other losses in the place of one that is NaN
         }
         engine = engines.engine(self.engine, generates=self.generates)

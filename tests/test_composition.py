@@ -248,6 +248,10 @@ def test_local_paths_become_absolute(tmp_path):
     config = composition.with_absolute_paths(composed("model.name_or_path=m", "dataset.root=nowhere"), tmp_path)
     assert config["model"]["name_or_path"] == str(tmp_path / "m")
     assert config["dataset"]["root"] == "nowhere"
+    halves = ["trainer=seq2seq", "model=wav2vec2_bart_base", "model.encoder_name_or_path=m", "model.decoder_name_or_path=someone/else"]
+    config = composition.with_absolute_paths(composed(*halves), tmp_path)
+    assert config["model"]["encoder_name_or_path"] == str(tmp_path / "m")
+    assert config["model"]["decoder_name_or_path"] == "someone/else"
 
 
 def test_composing_and_checking_import_no_heavy_package():

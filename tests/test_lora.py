@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import soundfile
 import torch
-from conftest import composed
+from conftest import INSTALLED_ENGINES, composed
 from safetensors.torch import load_file
 from test_ctc import batch_of, rows_of, tiny
 from test_trainer import built
@@ -21,6 +21,7 @@ from asr.freezing import freeze_unused, trained_parameters
 from asr.lora import LoRA
 from asr.pipeline import Pipeline
 from asr.spec_augment import takes_masks
+from asr.trainer import CTCTraining
 
 STEPS = [f"trainer.args.{arg}" for arg in ("max_steps=4", "save_strategy=steps", "save_steps=2", "save_total_limit=null")]
 STEPS += [f"trainer.args.{arg}" for arg in ("logging_strategy=no", "warmup_steps=0")]
@@ -119,6 +120,13 @@ def test_modules_can_be_chosen_and_others_trained_whole(base, tokenizer):
     }
 
 
+def added_for_checkpointing(model, args) -> dict:
+    """Return what the trainer node adds for gradient checkpointing."""
+    node = CTCTraining(engine=INSTALLED_ENGINES[0])
+    node.args = args  # not checked: either name serves here
+    return node._checkpointing(model)
+
+
 def test_with_gradient_checkpointing_lora_gets_its_gradients(base, tokenizer):
     node = CTCModel(name_or_path=str(base), lora={"r": 4})
     gradients = []
@@ -126,7 +134,7 @@ def test_with_gradient_checkpointing_lora_gets_its_gradients(base, tokenizer):
         torch.manual_seed(0)
         model = stirred(node.load(tokenizer, new_head=True)).train()
         model.config.layerdrop = 0.0
-        arguments = lora.checkpointing(model, {"gradient_checkpointing": True})
+        arguments = added_for_checkpointing(model, {"gradient_checkpointing": True})
         if checkpointed:
             model.gradient_checkpointing_enable(arguments["gradient_checkpointing_kwargs"])
         extractor = node.processor(tokenizer, model).feature_extractor
@@ -263,11 +271,11 @@ def test_reentrant_checkpointing_is_refused(tokenizer):
     model = replace(tiny("wav2vec2"), lora={"r": 2}).load(tokenizer, new_head=True)
     asked = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(ConfigError, match="reentrant checkpointing gives LoRA no gradients"):
-        lora.checkpointing(model, asked)
-    assert lora.checkpointing(model, {**asked, "gradient_checkpointing": False}) == {}
-    by_its_new_name = lora.checkpointing(model, {"activation_checkpointing": True})
+        added_for_checkpointing(model, asked)
+    assert added_for_checkpointing(model, {**asked, "gradient_checkpointing": False}) == {}
+    by_its_new_name = added_for_checkpointing(model, {"activation_checkpointing": True})
     assert by_its_new_name == {"activation_checkpointing_kwargs": {"use_reentrant": False}}
-    assert lora.checkpointing(tiny("wav2vec2").load(tokenizer, new_head=True), asked) == {}
+    assert added_for_checkpointing(tiny("wav2vec2").load(tokenizer, new_head=True), asked) == {}
 
 
 def test_an_absent_peft_is_said_before_anything_is_loaded(monkeypatch):

@@ -135,6 +135,20 @@ def test_engines_give_equal_losses_step_by_step(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("model", [SLOWER[MODELS[0]], MODELS[1]])
+def test_gradient_checkpointing_changes_no_weight(tmp_path, model):
+    """Whisper's decoder hands its layers what the encoder heard by name: torch's reentrant way would go back through the encoder twice."""
+    weights = []
+    for checkpointing in ("false", "true"):
+        made, _, _ = built(
+            tmp_path / checkpointing, f"trainer.args.gradient_checkpointing={checkpointing}", "trainer.args.max_steps=2",
+            "trainer.args.save_strategy=no", "trainer.args.learning_rate=1e-3", model=model,
+        )  # fmt: skip
+        made.train()
+        weights.append(torch.cat([p.detach().flatten() for p in made.model.parameters()]))
+    torch.testing.assert_close(weights[1], weights[0])
+
+
 def test_without_generation_the_loss_alone_is_scored(tmp_path):
     made, scorer, _ = built(tmp_path, "trainer.args.predict_with_generate=false")
     measured = made.evaluate()

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asr import composition, experiment, preflight, stops, submission
-from asr.errors import AsrError, JobError
+from asr import composition, experiment, preflight, stops, submission, sweeps
+from asr.errors import AsrError
 from asr.rehearsal import start as rehearsal
 from asr.secrets import redacted
 
@@ -20,30 +20,37 @@ from asr.secrets import redacted
 def run(composed: DictConfig) -> float | None:
     """Hydra's task: run one experiment; returns the metric that a sweep optimises."""
     settings = HydraConfig.get()
-    sweeps = settings.mode == RunMode.MULTIRUN
+    run_dir = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
-    with submission.job(settings.runtime.output_dir):
-        if submission.is_requeued(settings.runtime.output_dir):
+    records = not (container["dry_run"] or container["rehearse"])
+    with submission.job(str(run_dir)), sweeps.job(settings, run_dir, records=records) as job:
+        if submission.is_requeued(str(run_dir)):
             container["resume"] = "auto"
         begin = rehearsal.start if container["rehearse"] else experiment.start
         code, done = begin(
             container,
-            Path(settings.runtime.output_dir),
+            run_dir,
             overrides=overrides,
-            in_child=sweeps,
+            in_child=settings.mode == RunMode.MULTIRUN,
             named=submission.in_job() or composition.names_folder(settings),
+            **({"shared": job.shared} if job.shared else {}),
         )
-        if code and sweeps:
-            raise JobError(settings.runtime.output_dir, code)  # Hydra goes on with the other jobs and raises it at the end
+        job.ended(code, done)  # raises for one that ended badly: Hydra goes on with the others and raises it at the end
     if code:
         sys.exit(code)
     if done is None:  # another server's run
         return None
-    from asr.report import show_end
+    from asr.report import show_end, show_job
 
-    show_end(done)
+    (show_job if settings.mode == RunMode.MULTIRUN else show_end)(done)
     return done.metrics.get("eval_wer")
+
+
+def show_sweep(sweep: sweeps.Sweep) -> None:
+    from asr.sweep_report import show_end
+
+    show_end(sweep)
 
 
 def main() -> int:
@@ -56,11 +63,17 @@ def main() -> int:
         if asked.action == "help":
             print(composition.help_text())
             return 0
+        sweep = None
         if asked.action == "show":
             preflight.warn(asked)
         else:
-            preflight.check(asked)
-        with composition.explained(sys.argv[1:], asked.conf), composition.hydra_s_part(run.__wrapped__), submission.reported():
+            sweep = preflight.check(asked)
+        with (
+            sweeps.recorded(sweep, asked.words, show_sweep),
+            composition.explained(sys.argv[1:], asked.conf),
+            composition.hydra_s_part(run.__wrapped__),
+            submission.reported(),
+        ):
             run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

@@ -5,6 +5,7 @@ In: run directories, or an old command line. Out: tables, or the new one. Built 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,10 +32,15 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @commands.command()
 def show(run: Annotated[Path, typer.Argument(help="A run directory, such as outputs/spoken_digits_ctc/<stamp>.")]) -> None:
-    """Show one run: error rates, losses, speed, hours of audio."""
+    """Show one run: error rates, losses, speed, hours of audio; or a sweep: its jobs, the best first."""
     from rich import print as show_table
 
+    from asr import sweep_report, sweeps
     from asr.report import summary
+
+    if (run / sweeps.SWEEP_FILE).exists():
+        show_table(sweep_report.as_table(sweep_report.results_of(sweeps.Sweep.load(run))))
+        return
 
     show_table(summary(Run.load(run)))
 
@@ -51,12 +57,17 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = P
 
 @commands.command()
 def resume(run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped, killed or preempted.")]) -> None:
-    """Go on with a run from its newest whole checkpoint; one that has finished is left alone.
+    """Go on with a run from its newest whole checkpoint, or with a sweep; what has finished is left alone.
 
     With several servers, start launch.py with resume=auto on each instead.
     """
-    from asr import replay
+    from asr import replay, sweeps
     from asr.report import show_end
+
+    if (run / sweeps.SWEEP_FILE).exists():
+        command, cwd = sweeps.command_to_resume(run.resolve())
+        os.chdir(cwd)
+        os.execv(command[0], command)  # noqa: S606  # a list of words, looked at: no shell
 
     code, done = replay.resume(run)
     if code:

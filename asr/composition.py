@@ -216,7 +216,7 @@ class CommandLine:
 
     `action` is run, multirun, show (--cfg, by Hydra after our warnings), help (plain --help, which `help_text` answers) or
     other, which Hydra does alone. A run turns out to be a multirun where the configuration says so (`ready_multirun`).
-    `shared` is what a sweep doesn't vary.
+    `words` are its overrides; `shared` is what of them a sweep doesn't vary.
     """
 
     action: str
@@ -224,6 +224,7 @@ class CommandLine:
     config_name: str
     conf: Path = CONF
     shared: Sequence[str] = ()
+    words: Sequence[str] = ()
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -244,8 +245,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         if named is not None and not (named and (where / named).is_dir()):
             raise ConfigError(f"{flag}: there is no folder {named!r} in {where}.")
     if options.config_dir:
-        folder = str(Path(options.config_dir).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"hydra.searchpath=['file://{folder}']")
+        overrides.append(f"hydra.searchpath=[{quoted('file://' + str(Path(options.config_dir).resolve()))}]")
     name = options.config_name or "config"
     conf = CONF.parent / options.config_path if options.config_path else CONF  # relative to launch.py, as Hydra takes it
     if options.cfg and options.multirun:
@@ -258,7 +258,21 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         return CommandLine("other", [], name)
     with composing(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
-        return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+        return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared, overrides)
+
+
+def quoted(value: str) -> str:
+    """Return a text as a value of Hydra's override grammar.
+
+    >>> print(quoted("it's"))
+    'it\\'s'
+    """
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def override(key: str, value: str) -> str:
+    """Return the override that gives a key a text."""
+    return f"{key}={quoted(value)}"
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:
@@ -310,6 +324,22 @@ def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
     if by_launcher:
         sys.argv.append("hydra.mode=MULTIRUN")
     return True
+
+
+def jobs_of_sweep(asked: CommandLine, composed: DictConfig) -> Sequence[Sequence[str]]:
+    """Return the override lists to check a sweep by, with what the configuration itself varies (hydra.sweeper.params of Hydra's sweeper).
+
+    What the command line says of a key counts, as it does for Hydra.
+    """
+    if composed.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
+        return asked.jobs
+    with composing(asked.words, asked.conf):
+        params = OmegaConf.to_container(composed.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
+        if not isinstance(params, dict):
+            raise ConfigError(f"{params!r} isn't keys with the values that a sweep gives them.", key="hydra.sweeper.params")
+        given = {item.get_key_element() for item in OverridesParser.create().parse_overrides(list(asked.words))}
+        varied = [f"{key}={value}" for key, value in params.items() if key not in given]
+        return sweep_variants([*varied, *asked.words]) if varied else asked.jobs
 
 
 def help_text(conf: Path = CONF) -> str:

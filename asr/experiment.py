@@ -76,12 +76,14 @@ def start(
     before: Callable[[], object] | None = None,
     judge: Judge | None = None,
     named: bool = True,
+    shared: Path | None = None,
 ) -> tuple[int, Run | None]:
     """Run an experiment in `run_dir`, or go on with one, and return its exit code and, on the first server, the run.
 
     Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
     the first one's: it prepares, and records the end. `before` is done before anything is prepared. `named`: a user
-    chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it.
+    chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it. `shared`: where a sweep's jobs find
+    what one of them has prepared.
     """
     try:
         pipeline = Pipeline.of(composed)
@@ -96,12 +98,14 @@ def start(
     if not unfinished:
         return 0, run
     try:
-        return _session(pipeline, run, in_child=in_child, before=before, judge=judge), run
+        return _session(pipeline, run, in_child=in_child, before=before, judge=judge, shared=shared), run
     finally:
         sessions.let_go(run.path)
 
 
-def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[], object] | None, judge: Judge | None) -> int:
+def _session(
+    pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[], object] | None, judge: Judge | None, shared: Path | None
+) -> int:
     """Work on a run that this process holds, and return the exit code."""
     runs.configure_logging(run.path)
     if pipeline.dry_run:
@@ -115,7 +119,7 @@ def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[
         if "dataset" in run.record:
             log.info("data: as the run's first session prepared it")
         else:
-            preparing.prepare(pipeline, run)
+            preparing.prepare(pipeline, run, shared)
         if not pipeline.works:
             return End()
         _find_checkpoint(run)

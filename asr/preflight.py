@@ -13,30 +13,37 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from asr import composition, pipeline, runs, sessions, submission
+from asr import composition, pipeline, runs, sessions, submission, sweeps
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
 
 
-def check(asked: composition.CommandLine) -> None:
-    """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory."""
+def check(asked: composition.CommandLine) -> Path | None:
+    """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory.
+
+    Returns the folder of a sweep that is to be recorded, which Hydra is told of.
+    """
 
     def compose(overrides: Sequence[str]) -> DictConfig:
         return composition.compose(overrides, conf=asked.conf, config_name=asked.config_name, with_hydra=True)
 
     if not asked.jobs:
-        return  # --cfg, --info and the like
+        return None  # --cfg, --info and the like
     first = compose(asked.jobs[0])
     multirun = composition.ready_multirun(asked, first)
+    jobs = composition.jobs_of_sweep(asked, first) if multirun else asked.jobs
+    if jobs[0] != asked.jobs[0]:
+        first = compose(jobs[0])
     submitted = multirun and submission.is_submitted(first)
-    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else first
+    shared = compose(asked.shared) if multirun and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    for composed in chain([first], map(compose, asked.jobs[1:])):  # one at a time: what is wrong with all is said at the first
+    folder = _sweep_folder(asked, shared) if multirun else None
+    for composed in chain([first], map(compose, jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
-        if submitted or described.rehearse or described.node == 0:
+        if folder is None and (submitted or described.rehearse or described.node == 0):
             _check_folder(composed, described, key, multirun=multirun)
         if described.rehearse:
             rehearsal.check(composition.to_container(composed))
@@ -53,6 +60,28 @@ def check(asked: composition.CommandLine) -> None:
             described.check_host()
     if submitted:
         submission.prepare_environment()
+    return folder
+
+
+def _sweep_folder(asked: composition.CommandLine, shared: DictConfig) -> Path | None:
+    """Return where a sweep is recorded, and tell Hydra of it: a new folder, or the one of the sweep that resume=auto goes on with.
+
+    None for dry runs and rehearsals, which have nothing to go on with.
+    """
+    if shared.dry_run or shared.rehearse:
+        return None
+    folder = composition.folder_in(shared, sweeps.KEY)
+    named = any(word.startswith(f"{sweeps.KEY}=") for word in asked.shared)
+    resume = shared.resume == "auto"
+    try:
+        if resume and not named:
+            folder = sweeps.newest_unfinished(folder.parent, asked.words) or folder
+        sweeps.check(folder, asked.words, resume=resume)
+    except OSError as error:  # such as a name too long to be looked up
+        raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=sweeps.KEY) from error
+    if not named:
+        sys.argv.append(composition.override(sweeps.KEY, str(folder)))
+    return folder.absolute()
 
 
 def _check_folder(composed: DictConfig, described: Pipeline, key: str, *, multirun: bool) -> None:

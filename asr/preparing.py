@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import config, fitting, manifest, runs, vocabulary, whisper_tokenizer
+from asr import config, fitting, manifest, runs, sharing, vocabulary, whisper_tokenizer
 from asr.ctc import CTCModel
 from asr.errors import ConfigError, DataError
 from asr.labels import Labels
@@ -30,10 +30,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def prepare(pipeline: Pipeline, run: Run) -> None:
-    """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is."""
+SHARED = ("dataset", "text", "vocabulary", "augment", "batching", "model", "stages")
+"""What of a configuration decides what is prepared, but for streams, whose shards are dealt by more."""
+FACTS = ("dataset", "text", "vocabulary")
+"""What of it stands in run.json."""
+
+
+def prepare(pipeline: Pipeline, run: Run, shared: Path | None = None) -> None:
+    """Write the manifests, the labels and, where it is built, the vocabulary; record what data there is.
+
+    With `shared`, a folder of several runs, what a run of the same data, text, vocabulary and model has prepared is taken from there,
+    and put there otherwise; one that prepares is waited for.
+    """
     run.save(trust_remote_code=pipeline.model.trust_remote_code)  # a tokenizer's code runs here already
     pipeline.augment.check_files()
+    if shared is None or pipeline.streams:
+        _prepare(pipeline, run)
+        return
+    kept = runs.config_sha256({key: run.config[key] for key in SHARED})[:16]
+    with sharing.Shared(shared, kept) as place:
+        if place.facts is None:
+            _prepare(pipeline, run)
+            place.put(run.path, PREPARED, {key: run.record[key] for key in FACTS})
+        else:
+            log.info("data: as another job of this sweep prepared it")
+            place.take(run.path)
+            run.save(**place.facts)
+
+
+def _prepare(pipeline: Pipeline, run: Run) -> None:
     source, rules = pipeline.dataset, pipeline.text
     limits = {"train": source.max_train_samples, "eval": source.max_eval_samples}
     with config.under("dataset"):
@@ -166,6 +191,10 @@ def manifest_path(run: Run, role: str) -> Path:
 def labels_path(run: Run, role: str) -> Path:
     """Return where their label ids lie."""
     return run.path / "manifest" / f"{role}.labels.npz"
+
+
+PREPARED = ("manifest", vocabulary.VOCABULARY_FILE, whisper_tokenizer.FOLDER)
+"""What is prepared, in a run's directory."""
 
 
 def units_path(run: Run) -> Path:

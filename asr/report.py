@@ -27,6 +27,11 @@ class _Plain(Table):
         super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
+def plain_table(title: str | None = None, **options: Any) -> Table:
+    """Return an empty table whose title and cells are shown as they are."""
+    return _Plain(title, **options)
+
+
 def plain(text: str, *, style: str = "") -> Text:
     """Return a text as it may be shown: without markup, and its control characters written out."""
     return Text(printable(text), style=style)
@@ -43,6 +48,15 @@ def show_end(run: Run) -> None:
     from rich import print as show
 
     show(data_table(run) if run.config["stages"] == ["prepare"] else summary(run))
+
+
+def show_job(run: Run) -> None:
+    """Print one line of a sweep's job that ended well; its sweep's table comes at the end."""
+    if run.record["status"] == "dry_run" or run.record.get("rehearsal"):
+        show_end(run)
+        return
+    rates = [f"{rate.upper()} {_percent(run.metrics[key])}" for rate in ("wer", "cer") if _known(run.metrics, key := f"eval_{rate}")]
+    print(printable(f"{shown_path(run.path)}: {', '.join([run.record['status'], *rates])}"), flush=True)
 
 
 def summary(run: Run) -> Table:
@@ -83,7 +97,7 @@ def summary(run: Run) -> Table:
         table.add_row("undecodable", f"{bad} utterances counted for nothing; see manifest/*.undecodable.jsonl")
     if record.get("error"):
         table.add_row("error", str(record["error"]))
-    table.add_row("run", _shown(run.path))
+    table.add_row("run", shown_path(run.path))
     return table
 
 
@@ -97,7 +111,7 @@ def _audio(split: Mapping[str, Any]) -> str:
 def data_table(run: Run) -> Table:
     """Return what a prepared run's data is: a column a split, with everything that was left out and why."""
     splits: dict[str, Any] = run.record["dataset"]["splits"]
-    table = _Plain(f"{run.record['dataset']['name']}: {_shown(run.path / 'manifest')}")
+    table = _Plain(f"{run.record['dataset']['name']}: {shown_path(run.path / 'manifest')}")
     table.add_column("", style="bold")
     for role, split in splits.items():
         table.add_column(plain(split["split"] if split["split"] == role else f"{split['split']} ({role})"), justify="right")
@@ -136,11 +150,11 @@ def listing(runs: Iterable[Run]) -> Table:
         ended = f"rehearsal {ended}" if record.get("rehearsal") else ended
         rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
         started = record["started"][5:16].replace("T", " ")
-        table.add_row(started, ended, *rates, _shown(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))
+        table.add_row(started, ended, *rates, shown_path(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))
     return table
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Return a path as one would type it here."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

@@ -61,7 +61,7 @@ class Run:
             "experiment": config["experiment_name"],
             "version": config["experiment_version"],
             "config_sha256": config_sha256(config),
-            "started": _now(),
+            "started": now(),
             **_session(config, command, overrides),
             **({"rehearsal": True} if config.get("rehearse") else {}),
             "sessions": [],
@@ -118,11 +118,11 @@ class Run:
     def finish(self, exit_code: int, error: str | None = None) -> None:
         """Record how the run ended: finished with exit code 0, preempted with 75, which can go on, else failed."""
         status = {0: "finished", stops.PREEMPTED: "preempted"}.get(exit_code, "failed")
-        self.save(status=status, exit_code=exit_code, finished=_now(), **({"error": error} if error else {}))
+        self.save(status=status, exit_code=exit_code, finished=now(), **({"error": error} if error else {}))
 
     def end_dry(self, launches: Sequence[Mapping[str, Any]]) -> None:
         """Record what would have been started, on each server."""
-        self.save(status="dry_run", exit_code=0, finished=_now(), launch=list(launches))
+        self.save(status="dry_run", exit_code=0, finished=now(), launch=list(launches))
 
     def reload(self) -> None:
         """Read run.json again: workers have written into it."""
@@ -157,7 +157,7 @@ def _session(config: Mapping[str, Any], command: Sequence[str], overrides: Seque
     return {
         "status": "running",
         "exit_code": None,
-        "session_started": _now(),
+        "session_started": now(),
         "session_started_at": time.time(),  # seconds since 1970: what trainer.max_hours counts from
         "finished": None,
         "command": [redacted(word) for word in command],
@@ -281,5 +281,6 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as records have it: UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -170,6 +170,9 @@ def test_a_sweep_runs_a_job_in_its_own_directory_and_process(launch, tmp_path):
     assert len(read(job / "metrics.json")) > 5
     assert read(job / "ranks" / "0.json")["exit_code"] == 0
     assert "trainer:" in (job / "run.log").read_text()
+    assert read(tmp_path / "s" / "sweep.json")["status"] == "finished"
+    assert read(tmp_path / "s" / "jobs" / "0.json")["value"] == read(job / "metrics.json")["eval_wer"]
+    assert not (tmp_path / "s" / "sweep.html").exists(), "one job needs no comparison"
 
 
 @pytest.mark.slow

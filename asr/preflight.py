@@ -36,14 +36,14 @@ def check(asked: composition.CommandLine) -> Path | None:
     if jobs[0] != asked.jobs[0]:
         first = compose(jobs[0])
     submitted = multirun and submission.is_submitted(first)
-    shared = compose(asked.shared) if multirun and asked.shared != jobs[0] else first
+    shared = compose(asked.shared) if submitted and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    folder = _sweep_folder(asked, shared) if multirun else None
     for composed in chain([first], map(compose, jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
-        if folder is None and (submitted or described.rehearse or described.node == 0):
+        recorded = multirun and not described.dry_run and not described.rehearse  # its folder is looked at once
+        if not recorded and (described.rehearse or described.node == 0):
             _check_folder(composed, described, key, multirun=multirun)
         if described.rehearse:
             rehearsal.check(composition.to_container(composed))
@@ -60,7 +60,7 @@ def check(asked: composition.CommandLine) -> Path | None:
             described.check_host()
     if submitted:
         submission.prepare_environment()
-    return folder
+    return _sweep_folder(asked, compose(asked.shared) if asked.shared != jobs[0] else first) if multirun else None
 
 
 def _sweep_folder(asked: composition.CommandLine, shared: DictConfig) -> Path | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 SHORT = [
@@ -17,6 +18,10 @@ SHORT = [
     "trainer.args.save_strategy=no",
     "hydra.run.dir=run",
 ]
+
+
+FAULTY = ["++model._target_=faulty_model.FaultyModel"]
+FAKES = {"PYTHONPATH": str(ROOT / "tests" / "fakes")}
 
 
 @pytest.fixture
@@ -43,27 +48,27 @@ def read(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["cpu", "cpu2"])
 def test_a_bad_loss_stops_a_run_with_one_message_and_exit_code_1(launch, tmp_path, corpus, ranks):
-    corpus("train", "loud", np.linspace(-1, 1, 16000) * 1e38)
-    done = launch(tmp_path, *SHORT, f"topology={ranks}")
+    corpus("train", "long", np.linspace(-0.3, 0.3, 32000))
+    done = launch(tmp_path, *SHORT, *FAULTY, f"topology={ranks}", environment=FAKES)
     assert done.code == 1, done.err
     error = read(tmp_path / "run" / "run.json")["error"]
-    assert "the loss is nan" in error and "loud" in error and "trainer.on_nan=skip" in error
+    assert "the loss is nan" in error and "long" in error and "trainer.on_nan=skip" in error
     assert ("(rank " in error) == (ranks == "cpu2")
     assert "Traceback" not in done.err + done.out
     (facts,) = [read(path) for path in (tmp_path / "run" / "bad_batches").glob("*.json")]
     assert f"step-{facts['step']}-rank-{facts['rank']}.safetensors" in error
-    assert any(u["id"].endswith("loud") for u in facts["utterances"])
+    assert any(u["id"].endswith("long") for u in facts["utterances"])
 
 
 @pytest.mark.slow
 def test_two_ranks_leave_the_same_step_out_and_end_with_equal_weights(launch, tmp_path, corpus):
-    corpus("train", "loud", np.linspace(-1, 1, 16000) * 1e38)
-    done = launch(tmp_path, *SHORT, "topology=cpu2", "trainer.on_nan=skip")
+    corpus("train", "long", np.linspace(-0.3, 0.3, 32000))
+    done = launch(tmp_path, *SHORT, *FAULTY, "topology=cpu2", "trainer.on_nan=skip", environment=FAKES)
     assert done.code == 0, done.err
     metrics = read(tmp_path / "run" / "metrics.json")
-    assert metrics["num_train_steps_skipped"] == 2  # in each of two epochs
+    assert metrics["num_train_steps_skipped"] == 3  # in each of three epochs, of three steps each
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("The step is left out (trainer.on_nan=skip)") == 2
+    assert log.count("The step is left out (trainer.on_nan=skip)") == 3
     assert all(torch.isfinite(weight).all() for weight in load_file(tmp_path / "run" / "model" / "model.safetensors").values())
 
 

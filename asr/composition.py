@@ -14,6 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from itertools import chain, islice, product
@@ -38,9 +39,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from asr import secrets
-from asr.config import Config, dotted_keys, import_target
+from asr.config import Config, dotted_keys, import_target, leaves
 from asr.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -55,6 +57,8 @@ MOST_FRAMES = 200
 Python's own limit takes a minute."""
 MOST_VALUES, DEEPEST = 100_000, 100
 """Of a YAML file, its aliases followed, and nested in each other: OmegaConf copies what an alias stands for."""
+RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
+"""The name of a resolver in a value such as ${oc.env:HOME}."""
 UNFORESEEN = (
     ArithmeticError,
     AssertionError,
@@ -112,6 +116,11 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
+LOCAL = "local"
+"""The group of one machine's own values."""
+PURE = ("unless_streaming", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.select")
+"""Resolvers that give the same on every machine and at any time."""
+_without_local: ContextVar[bool] = ContextVar("without_local", default=False)
 _READ: dict[tuple[Any, ...], ConfigResult] = {}
 """Files as they were read, by their state: a sweep composes each of its jobs from the same ones."""
 
@@ -122,6 +131,9 @@ class FileConfigSource(file_config_source.FileConfigSource):
     It goes by Hydra's name for it: a submitted job is handed ours before it registers Hydra's own, which is passed over where one of
     the same name is there, and refused otherwise (hydra 1.3, _internal/sources_registry.py).
     """
+
+    def is_config(self, config_path: str) -> bool:
+        return not (_without_local.get() and config_path.startswith(f"{LOCAL}/")) and super().is_config(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
@@ -210,6 +222,33 @@ def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: st
     return composed
 
 
+def compose_everywhere(overrides: Sequence[str], *, conf: Path = CONF) -> DictConfig:
+    """Return what every machine composes at any time: without conf/local; raise ConfigError where the environment or the time decides."""
+    with same_everywhere():
+        composed = compose(overrides, conf=conf)
+    for key, value in leaves(OmegaConf.to_container(composed, resolve=False)):  # type: ignore[arg-type]
+        for name in RESOLVER.findall(value) if isinstance(value, str) else ():
+            if name not in PURE:
+                raise ConfigError(f"{value!r} isn't the same on every machine; write the value itself.", key=key)
+    return composed
+
+
+@contextlib.contextmanager
+def same_everywhere() -> Iterator[None]:
+    """Compose without conf/local inside; raise ConfigError for a defaults list that reads the environment."""
+    before = _without_local.set(True)
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        _without_local.reset(before)
+
+
+def _refuse_environment(name: str, *default: Any) -> NoReturn:
+    raise ConfigError(f"a defaults list chooses by the variable {name} of the environment; write the choice itself.")
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """What a command line asks of Hydra; `jobs` has one override list for each configuration to check.
@@ -244,8 +283,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         if named is not None and not (named and (where / named).is_dir()):
             raise ConfigError(f"{flag}: there is no folder {named!r} in {where}.")
     if options.config_dir:
-        folder = str(Path(options.config_dir).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"hydra.searchpath=['file://{folder}']")
+        overrides.append(searching(Path(options.config_dir)))
     name = options.config_name or "config"
     conf = CONF.parent / options.config_path if options.config_path else CONF  # relative to launch.py, as Hydra takes it
     if options.cfg and options.multirun:
@@ -259,6 +297,12 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     with composing(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
         return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+
+
+def searching(folder: Path) -> str:
+    """Return the override by which files of another folder are found beside those of conf/."""
+    quoted = str(folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.searchpath=['file://{quoted}']"
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:

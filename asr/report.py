@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from asr.experiments import Difference, Experiment, as_json
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
@@ -137,6 +138,28 @@ def listing(runs: Iterable[Run]) -> Table:
         rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
         started = record["started"][5:16].replace("T", " ")
         table.add_row(started, ended, *rates, _shown(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))
+    return table
+
+
+def experiments_table(found: Iterable[Experiment]) -> Table:
+    """Return one line an experiment: its released versions, what isn't released, and what it is."""
+    table = _Plain()
+    for column in ("experiment", "released", "newest", "drafts"):
+        table.add_column(column, no_wrap=column != "drafts")
+    table.add_column("what it is", overflow="fold")
+    for item in found:
+        newest = item.released[-1] if item.released else "-"
+        table.add_row(item.name, " ".join(item.released) or "-", newest, " ".join(item.drafts), item.description)
+    return table
+
+
+def differences_table(left: str, right: str, found: Iterable[Difference]) -> Table:
+    """Return the keys at which two configurations differ, side by side."""
+    table = _Plain()
+    for column in ("key", left, right):
+        table.add_column(plain(column), overflow="fold")
+    for key, *values in found:
+        table.add_row(key, *map(as_json, values))
     return table
 
 

@@ -97,7 +97,7 @@ def lock_experiments(
     """Release every v<N> that isn't yet; refuse when one that is composes to something else."""
     from asr import experiments
 
-    done = experiments.lock(experiments.Catalogue(config_dir), replace or ())
+    done = experiments.release(experiments.Catalogue(config_dir), replace or ())
     print("\n".join(done.lines()))
     done.found.raise_if_any()
 

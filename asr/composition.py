@@ -13,7 +13,7 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
@@ -356,6 +356,16 @@ def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
     return True
 
 
+def version_taken(composed: DictConfig) -> str:
+    """Return the version that `experiment=<name>` among the overrides has led to; empty where a version is named, or no experiment."""
+    name = OmegaConf.select(composed, "hydra.runtime.choices.experiment")
+    version = f"{name}/{OmegaConf.select(composed, 'experiment_version')}"
+    if f"experiment={name}" not in composed.hydra.overrides.task:
+        return ""
+    folders = (Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == FileConfigSource.scheme())
+    return version if any((folder / "experiment" / f"{version}.yaml").is_file() for folder in folders) else ""
+
+
 def help_text(conf: Path = CONF) -> str:
     """Return what --help prints. Hydra says the same from the same file, but takes a second to list the groups."""
     choices: dict[str, list[str]] = {}
@@ -521,7 +531,7 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
             return cause
     for cause in chained:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            return _unknown_choice(cause, conf)
+            return _unknown_choice(cause, [conf, *_searched(overrides)])
     for cause in chained:
         if isinstance(cause, OverrideParseException):
             key = cause.override.partition("=")[0] if "=" in cause.override else ""
@@ -543,8 +553,16 @@ def _causes(error: BaseException | None) -> Any:
         error = error.__cause__ or error.__context__
 
 
-def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
-    missing = str(error.missing_cfg_file)
+def _searched(overrides: Sequence[str]) -> list[Path]:
+    """Return the folders of --config-dir and hydra.searchpath."""
+    words = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    listed = [OverridesParser.create().parse_override(word).value() for word in words]
+    names = chain.from_iterable(names if isinstance(names, list) else [names] for names in listed)
+    return [Path(str(name).removeprefix("file://")) for name in names if "://" not in str(name).removeprefix("file://")]
+
+
+def _unknown_choice(error: MissingConfigException, folders: Sequence[Path]) -> ConfigError:
+    missing, conf = str(error.missing_cfg_file), folders[0]
     if missing.startswith("hydra/launcher/submitit_"):
         return ConfigError("hydra-submitit-launcher is not installed: pip install -e '.[slurm]'.", key="hydra.launcher")
     listed = re.search(r"Available options in '([^']+)'", str(error))
@@ -552,10 +570,18 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])
     group = listed.group(1)
     name = missing.removeprefix(f"{group}/")
-    inside = (conf / group).resolve().is_relative_to(conf.resolve())
-    files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group if inside else conf / "nowhere").rglob("*.yaml"))
-    options = sorted({*(error.options or []), *(str(f) for f in files if group == "experiment" or f.parent == Path())})
-    return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
+    options = set(error.options or [])
+    for folder in folders:
+        if (folder / group).resolve().is_relative_to(folder.resolve()):
+            files = [path.relative_to(folder / group).with_suffix("") for path in (folder / group).rglob("*.yaml")]
+            options |= {str(file) for file in files if group == "experiment" or file.parent == Path()}
+    return ConfigError(f"there is no {name!r} in conf/{group}.{_nearest(name, options)} It has {', '.join(sorted(options))}.", key=group)
+
+
+def _nearest(name: str, options: Collection[str]) -> str:
+    """Return the hint at the nearest option: of a version of an experiment that there is, another version of it."""
+    family = [option for option in options if option.startswith(f"{name.rpartition('/')[0]}/")] if "/" in name else []
+    return did_you_mean(name, family) or did_you_mean(name, sorted(options))
 
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: Path) -> ConfigError:

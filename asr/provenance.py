@@ -1,7 +1,7 @@
 """Where a composed configuration has its values from: lines of YAML files, fields of classes.
 
-In: overrides, by which Hydra's own defaults list names the files in their order. Out: the line that sets each key, the line that chooses each
-option of a group, and the field of a class for what no file sets.
+In: overrides, by which Hydra's own defaults list names the files in their order. Out: the line that sets each key, the line that
+chooses each option of a group, and the field of a class for what no file sets.
 """
 
 from __future__ import annotations

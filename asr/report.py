@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from asr.experiments import Difference, Experiment, as_json
+from asr.differences import Difference, as_json
+from asr.experiments import Experiment
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
@@ -142,14 +143,15 @@ def listing(runs: Iterable[Run]) -> Table:
 
 
 def experiments_table(found: Iterable[Experiment]) -> Table:
-    """Return one line an experiment: its released versions, what isn't released, and what it is."""
-    table = _Plain()
-    for column in ("experiment", "released", "newest", "drafts"):
-        table.add_column(column, no_wrap=column != "drafts")
-    table.add_column("what it is", overflow="fold")
+    """Return two lines an experiment: its released versions, the newest of them, what isn't released; and below its name what it is."""
+    table = _Plain(show_lines=True)
+    table.add_column("experiment", overflow="fold")
+    for column in ("released", "newest", "drafts"):
+        table.add_column(column)
     for item in found:
+        named = Text.assemble((printable(item.name), "bold"), f"\n{printable(item.description)}")
         newest = item.released[-1] if item.released else "-"
-        table.add_row(item.name, " ".join(item.released) or "-", newest, " ".join(item.drafts), item.description)
+        table.add_row(named, " ".join(item.released) or "-", newest, " ".join(item.drafts))
     return table
 
 

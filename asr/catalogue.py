@@ -37,15 +37,16 @@ WORTH_A_PROCESS = 6
 
 @dataclass
 class Release:
-    """One version as it was released: its configuration, the option of each group, and which keys each file set."""
+    """One version as it was released: its configuration, the option of each group, and the files that it was composed of."""
 
     config: dict[str, Any]
     choices: dict[str, str]
-    files: dict[str, list[str]]
+    files: dict[str, dict[str, Any]]
+    """Of each file the one whose defaults list names it (`named_by`), and the keys that it had the last word on (`sets`)."""
 
     def file_of(self, key: str) -> str | None:
         """Return the file that set a key, or the mapping that it is in; None for what was the default of a class."""
-        found = next((file for file, keys in self.files.items() if key in keys), None)
+        found = next((file for file, entry in self.files.items() if key in entry["sets"]), None)
         parent = key.rpartition(".")[0]
         return found or (self.file_of(parent) if parent else None)
 
@@ -175,7 +176,9 @@ def _read(text: str) -> Lock:
     for name, versions in held["experiments"].items():
         for version, entry in versions.items() if isinstance(versions, dict) else [("", None)]:
             parts = [entry.get(part) if isinstance(entry, dict) else None for part in ("config", "choices", "files")]
-            if not VERSION.fullmatch(version) or not all(isinstance(part, dict) for part in parts):
+            files = parts[2].values() if isinstance(parts[2], dict) else ()
+            whole = all(isinstance(entry, dict) and set(entry) == {"named_by", "sets"} for entry in files)
+            if not VERSION.fullmatch(version) or not all(isinstance(part, dict) for part in parts) or not whole:
                 raise ValueError(f"{name}/{version} is no version with its config, choices and files")
             lock.setdefault(name, {})[version] = Release(*parts)  # type: ignore[arg-type]
     return lock

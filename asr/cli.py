@@ -108,7 +108,7 @@ def check_experiments(config_dir: ConfigDir = None) -> None:
     from asr import experiments
 
     found = experiments.check(experiments.Catalogue(config_dir))
-    print("\n".join(found.lines() or [f"{found.num_released} released versions compose to what they did."]))
+    print("\n".join(found.lines() or [f"Released versions that compose to what they did: all {found.num_released}."]))
     found.raise_if_any()
 
 

@@ -105,15 +105,15 @@ def _setter(catalogue: Catalogue, version: str, key: str) -> str:
 def _is_default(config: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a value is what its class's signature says; free-form keys have no default."""
     cls, names = provenance.class_of(config, key)
-    node: Any = _signature(f"{cls.__module__}.{cls.__qualname__}")
+    node: Any = _signature(cls)
     for name in names:
         node = node.get(name, ABSENT) if isinstance(node, Mapping) else ABSENT
     return equal(node, value)
 
 
 @lru_cache(maxsize=256)
-def _signature(target: str) -> Any:
-    return OmegaConf.to_container(composition.schema_of(target))
+def _signature(cls: type) -> Any:
+    return OmegaConf.to_container(composition.schema_of(f"{cls.__module__}.{cls.__qualname__}"))
 
 
 def _cause(key: str, release: Release, now: Mapping[str, Any], sources: Provenance) -> str:
@@ -156,7 +156,10 @@ def _left(file: str, release: Release, sources: Provenance) -> str:
         inside = file.startswith(f"{group.partition('@')[0]}/")
         if inside and release.choices.get(group) != sources.choices.get(group):
             return _choice(group, release, sources)
-    return f"{provenance.shown(file, sources.folders)} is no longer taken in"
+    parent = release.files[file]["named_by"]
+    if parent in release.files and parent not in sources.parents:
+        return _left(parent, release, sources)
+    return f"{provenance.shown(parent, sources.folders)} no longer takes in {provenance.shown(file, sources.folders)}"
 
 
 def _choice(group: str, release: Release, sources: Provenance) -> str:

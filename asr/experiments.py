@@ -73,7 +73,7 @@ class Released:
         for version, keys in self.appended.items():
             same.setdefault(tuple(keys), []).append(version)
         said += [f"new keys with their defaults: {listed(keys)} ({listed(versions)})" for keys, versions in same.items()]
-        return [*said, f"{self.num_released} versions are released."]
+        return [*said, f"Released versions: {self.num_released}."]
 
 
 def release(catalogue: Catalogue, replace: Sequence[str] = ()) -> Released:
@@ -106,6 +106,8 @@ def release(catalogue: Catalogue, replace: Sequence[str] = ()) -> Released:
     if not done.found:
         catalogue.write(after)
         done.pointed = [catalogue.shown(name) for name, releases in after.items() if catalogue.point(name, newest(releases))]
+        for name in before.keys() - after.keys():  # withdrawn as a whole: its bare name would lead nowhere
+            catalogue.file(name).unlink(missing_ok=True)
     return done
 
 

@@ -62,11 +62,13 @@ class Provenance:
         return any(line.file == file for line in self.lines.get(key, ()))
 
     @property
-    def files(self) -> dict[str, list[str]]:
-        """The keys that each file has the last word on; of a file without any too."""
-        kept: dict[str, list[str]] = {file: [] for file in self.parents if not file.startswith("schema/")}
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Of each file the one that names it, and the keys that it has the last word on."""
+        kept: dict[str, dict[str, Any]] = {
+            file: {"named_by": parent, "sets": []} for file, parent in self.parents.items() if not file.startswith("schema/")
+        }
         for key, lines in self.lines.items():
-            kept[lines[-1].file].append(key)
+            kept[lines[-1].file]["sets"].append(key)
         return kept
 
     def shown(self, line: Line) -> str:

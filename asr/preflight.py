@@ -34,8 +34,8 @@ def check(asked: composition.CommandLine) -> None:
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     taken: set[str] = set()
     for composed in chain([first], map(compose, asked.jobs[1:])):  # one at a time: what is wrong with all is said at the first
-        taken.add(composition.version_taken(composed))
         described = Pipeline.of(composition.to_container(composed))
+        taken.add(composition.version_taken(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
         if submitted or described.rehearse or described.node == 0:

@@ -211,4 +211,4 @@ def _file_of(cls: type) -> str:
 
 def _line_of_field(cls: type, name: str) -> int:
     lines, first = inspect.getsourcelines(cls)
-    return next(first + i for i, line in enumerate(lines) if re.match(rf"\s+{re.escape(name)}\s*:", line))
+    return next((first + i for i, line in enumerate(lines) if re.match(rf"\s+{re.escape(name)}\s*:", line)), first)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from asr.differences import Difference, as_json
-from asr.experiments import Experiment
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
+
+if TYPE_CHECKING:  # what composes isn't needed to show runs
+    from asr.experiments import Experiment
 
 
 class _Plain(Table):

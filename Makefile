@@ -16,11 +16,12 @@ setup: $(INSTALLED) ## make .venv with everything, .venv/bin/asr included
 train: $(INSTALLED) ## train and score a recogniser of spoken digits; ARGS="key=value ..." overrides
 	$(BIN)/python launch.py $(ARGS)
 
-check: $(INSTALLED) ## format, lint, types and the import contract
+check: $(INSTALLED) ## format, lint, types, the import contract and the released experiments
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/asr experiments check
 
 format: $(INSTALLED) ## put the code into its format and mend what lint can
 	$(BIN)/ruff format .

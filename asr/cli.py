@@ -1,6 +1,7 @@
 """The `asr` command: what one does with runs once they are there. Training is `python launch.py`.
 
-In: run directories, or an old command line. Out: tables, or the new one. Built on typer; a mistake ends in the contract's exit codes.
+In: run directories, experiments, or an old command line. Out: tables, the lock of released versions, or the new command line. Built on
+typer; a mistake ends in the contract's exit codes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -83,6 +84,71 @@ def import_command(
     from asr.importing import imported
 
     print(imported(sys.stdin.read() if command == "-" else command))
+
+
+experiments_commands = typer.Typer(
+    no_args_is_help=True,
+    help="Versions of experiments: conf/experiment/<name>/v<N>.yaml, and lock.json, which holds what each released one composes to.",
+)
+commands.add_typer(experiments_commands, name="experiments")
+ConfigDir = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it when it runs, on Python 3.10 too
+    typer.Option(help="A folder of your own with experiment/<name>/v<N>.yaml and a lock, as launch.py takes it."),
+]
+
+
+@experiments_commands.command(name="lock")
+def lock_experiments(
+    replace: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME/vN", help="A release to take as it is now (before anybody used it), or to withdraw: its file is gone."),
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Release every v<N> that isn't yet; refuse when one that is composes to something else."""
+    from asr import experiments
+
+    done = experiments.release(experiments.Catalogue(config_dir), replace or ())
+    print("\n".join(done.lines()))
+    done.found.raise_if_any()
+
+
+@experiments_commands.command(name="check")
+def check_experiments(config_dir: ConfigDir = None) -> None:
+    """Compose every released version again; name each key that moved, and the line that moved it."""
+    from asr import experiments
+
+    found = experiments.check(experiments.Catalogue(config_dir))
+    print("\n".join(found.lines() or [f"Released versions that compose to what they did: all {found.num_released}."]))
+    found.raise_if_any()
+
+
+@experiments_commands.command(name="list")
+def list_experiments(config_dir: ConfigDir = None) -> None:
+    """List experiments with their versions and drafts."""
+    from rich import print as show_table
+
+    from asr import experiments, report
+
+    show_table(report.experiments_table(experiments.experiments(experiments.Catalogue(config_dir))))
+
+
+@experiments_commands.command(name="diff")
+def diff_experiments(
+    left: Annotated[
+        str, typer.Argument(metavar="A", help="A version (name/v1), a draft (name/v3-draft), a name (its newest), or a run directory.")
+    ],
+    right: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    config_dir: ConfigDir = None,
+) -> None:
+    """Show the keys at which two versions, drafts or runs differ, side by side."""
+    from rich import print as show_table
+
+    from asr import experiments, report
+
+    catalogue = experiments.Catalogue(config_dir)
+    found = experiments.differences(experiments.configuration(left, catalogue), experiments.configuration(right, catalogue))
+    show_table(report.differences_table(left, right, found) if found else f"{left} and {right} are the same.")
 
 
 def app() -> None:

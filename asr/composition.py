@@ -13,7 +13,8 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from itertools import chain, islice, product
@@ -38,9 +39,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from asr import secrets
-from asr.config import Config, dotted_keys, import_target
+from asr.config import Config, dotted_keys, import_target, leaves
 from asr.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -55,6 +57,8 @@ MOST_FRAMES = 200
 Python's own limit takes a minute."""
 MOST_VALUES, DEEPEST = 100_000, 100
 """Of a YAML file, its aliases followed, and nested in each other: OmegaConf copies what an alias stands for."""
+RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
+"""The name of a resolver in a value such as ${oc.env:HOME}."""
 UNFORESEEN = (
     ArithmeticError,
     AssertionError,
@@ -112,6 +116,11 @@ class SchemaSource(ConfigSource):
         return ConfigResult(self.provider, f"schema://{target}", schema_of(target), header={"package": None})
 
 
+LOCAL = "local"
+"""The group of one machine's own values."""
+PURE = ("unless_streaming", "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.select")
+"""Resolvers that give the same on every machine and at any time."""
+_without_local: ContextVar[bool] = ContextVar("without_local", default=False)
 _READ: dict[tuple[Any, ...], ConfigResult] = {}
 """Files as they were read, by their state: a sweep composes each of its jobs from the same ones."""
 
@@ -122,6 +131,9 @@ class FileConfigSource(file_config_source.FileConfigSource):
     It goes by Hydra's name for it: a submitted job is handed ours before it registers Hydra's own, which is passed over where one of
     the same name is there, and refused otherwise (hydra 1.3, _internal/sources_registry.py).
     """
+
+    def is_config(self, config_path: str) -> bool:
+        return not (_without_local.get() and config_path.startswith(f"{LOCAL}/")) and super().is_config(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
@@ -210,6 +222,33 @@ def compose(overrides: Sequence[str] = (), *, conf: Path = CONF, config_name: st
     return composed
 
 
+def compose_everywhere(overrides: Sequence[str], *, conf: Path = CONF) -> DictConfig:
+    """Return what every machine composes at any time: without conf/local; raise ConfigError where the environment or the time decides."""
+    with same_everywhere():
+        composed = compose(overrides, conf=conf)
+    for key, value in leaves(OmegaConf.to_container(composed, resolve=False)):  # type: ignore[arg-type]
+        for name in RESOLVER.findall(value) if isinstance(value, str) else ():
+            if name not in PURE:
+                raise ConfigError(f"{value!r} isn't the same on every machine; write the value itself.", key=key)
+    return composed
+
+
+@contextlib.contextmanager
+def same_everywhere() -> Iterator[None]:
+    """Compose without conf/local inside; raise ConfigError for a defaults list that reads the environment."""
+    before = _without_local.set(True)
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        _without_local.reset(before)
+
+
+def _refuse_environment(name: str, *default: Any) -> NoReturn:
+    raise ConfigError(f"a defaults list chooses by the variable {name} of the environment; write the choice itself.")
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """What a command line asks of Hydra; `jobs` has one override list for each configuration to check.
@@ -245,7 +284,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         if named is not None and not (named and (where / named).is_dir()):
             raise ConfigError(f"{flag}: there is no folder {named!r} in {where}.")
     if options.config_dir:
-        overrides.append(f"hydra.searchpath=[{quoted('file://' + str(Path(options.config_dir).resolve()))}]")
+        overrides.append(searching(Path(options.config_dir)))
     name = options.config_name or "config"
     conf = CONF.parent / options.config_path if options.config_path else CONF  # relative to launch.py, as Hydra takes it
     if options.cfg and options.multirun:
@@ -273,6 +312,11 @@ def quoted(value: str) -> str:
 def override(key: str, value: str) -> str:
     """Return the override that gives a key a text."""
     return f"{key}={quoted(value)}"
+
+
+def searching(folder: Path) -> str:
+    """Return the override by which files of another folder are found beside those of conf/."""
+    return f"hydra.searchpath=[{quoted(f'file://{folder.resolve()}')}]"
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:
@@ -340,6 +384,16 @@ def jobs_of_sweep(asked: CommandLine, composed: DictConfig) -> Sequence[Sequence
         given = {item.get_key_element() for item in OverridesParser.create().parse_overrides(list(asked.words))}
         varied = [f"{key}={value}" for key, value in params.items() if key not in given]
         return sweep_variants([*varied, *asked.words]) if varied else asked.jobs
+
+
+def version_taken(composed: DictConfig) -> str:
+    """Return the version that `experiment=<name>` among the overrides has led to; empty where a version is named, or no experiment."""
+    name = OmegaConf.select(composed, "hydra.runtime.choices.experiment")
+    version = f"{name}/{OmegaConf.select(composed, 'experiment_version')}"
+    if f"experiment={name}" not in composed.hydra.overrides.task:
+        return ""
+    folders = (Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == FileConfigSource.scheme())
+    return version if any((folder / "experiment" / f"{version}.yaml").is_file() for folder in folders) else ""
 
 
 def help_text(conf: Path = CONF) -> str:
@@ -507,7 +561,7 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
             return cause
     for cause in chained:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            return _unknown_choice(cause, conf)
+            return _unknown_choice(cause, [conf, *_searched(overrides)])
     for cause in chained:
         if isinstance(cause, OverrideParseException):
             key = cause.override.partition("=")[0] if "=" in cause.override else ""
@@ -529,8 +583,16 @@ def _causes(error: BaseException | None) -> Any:
         error = error.__cause__ or error.__context__
 
 
-def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
-    missing = str(error.missing_cfg_file)
+def _searched(overrides: Sequence[str]) -> list[Path]:
+    """Return the folders of --config-dir and hydra.searchpath."""
+    words = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    listed = [OverridesParser.create().parse_override(word).value() for word in words]
+    names = chain.from_iterable(names if isinstance(names, list) else [names] for names in listed)
+    return [Path(str(name).removeprefix("file://")) for name in names if "://" not in str(name).removeprefix("file://")]
+
+
+def _unknown_choice(error: MissingConfigException, folders: Sequence[Path]) -> ConfigError:
+    missing, conf = str(error.missing_cfg_file), folders[0]
     if missing.startswith("hydra/launcher/submitit_"):
         return ConfigError("hydra-submitit-launcher is not installed: pip install -e '.[slurm]'.", key="hydra.launcher")
     listed = re.search(r"Available options in '([^']+)'", str(error))
@@ -538,10 +600,18 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])
     group = listed.group(1)
     name = missing.removeprefix(f"{group}/")
-    inside = (conf / group).resolve().is_relative_to(conf.resolve())
-    files = (path.relative_to(conf / group).with_suffix("") for path in (conf / group if inside else conf / "nowhere").rglob("*.yaml"))
-    options = sorted({*(error.options or []), *(str(f) for f in files if group == "experiment" or f.parent == Path())})
-    return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
+    options = set(error.options or [])
+    for folder in folders:
+        if (folder / group).resolve().is_relative_to(folder.resolve()):
+            files = [path.relative_to(folder / group).with_suffix("") for path in (folder / group).rglob("*.yaml")]
+            options |= {str(file) for file in files if group == "experiment" or file.parent == Path()}
+    return ConfigError(f"there is no {name!r} in conf/{group}.{_nearest(name, options)} It has {', '.join(sorted(options))}.", key=group)
+
+
+def _nearest(name: str, options: Collection[str]) -> str:
+    """Return the hint at the nearest option: of a version of an experiment that there is, another version of it."""
+    family = [option for option in options if option.startswith(f"{name.rpartition('/')[0]}/")] if "/" in name else []
+    return did_you_mean(name, family) or did_you_mean(name, sorted(options))
 
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: Path) -> ConfigError:

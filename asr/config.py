@@ -127,7 +127,7 @@ class Config:
 
 def check_plain(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that config.yaml and run.json can't hold: not JSON's types, text that is none, huge numbers."""
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         if isinstance(value, str):
             if "\0" in value or (not value.isprintable() and _has_half_pair(value)):
                 raise ConfigError("is no text: it holds a null byte or bytes that are not UTF-8.", key=key)
@@ -175,20 +175,21 @@ def check_root(config: Mapping[str, Any]) -> None:
 
 def check_no_secrets(config: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a value that holds what a secret variable of the environment holds: it would be written."""
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         for name, secret in secrets.here().items():
             if isinstance(value, str) and secret in value:
                 raise ConfigError(f"holds the value of ${name}; secrets come from the environment only and are never written.", key=key)
 
 
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value that isn't a container, with its dotted key; raise ConfigError for a key that is no text."""
     pairs = config.items() if isinstance(config, Mapping) else enumerate(config)
     for key, value in pairs:
         path = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(config, Mapping) and not isinstance(key, str):
             raise ConfigError(f"the key {key!r} is not text; put it in quotes.", key=prefix)
         if isinstance(value, (Mapping, list, tuple)):
-            yield from _leaves(value, path)
+            yield from leaves(value, path)
         else:
             yield path, value
 
@@ -199,7 +200,7 @@ def check_targets(config: Mapping[str, Any], allowed: Sequence[str] = ("asr.",))
     What is named must be a dataclass that a module there defines, not one that it imports; nothing else is imported to find out.
     Interpolations are refused too: a run's configuration is resolved, and one that isn't could carry a variable of the environment out.
     """
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         if isinstance(value, str) and "${" in value:
             raise ConfigError("holds an interpolation, which a run's configuration never does.", key=key)
         if key.rpartition(".")[2] != "_target_":

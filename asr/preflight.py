@@ -38,8 +38,10 @@ def check(asked: composition.CommandLine) -> Path | None:
     submitted = multirun and submission.is_submitted(first)
     shared = compose(asked.shared) if submitted and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    taken: set[str] = set()
     for composed in chain([first], map(compose, jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
+        taken.add(composition.version_taken(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)
         recorded = multirun and not described.dry_run and not described.rehearse  # its folder is looked at once
@@ -58,6 +60,8 @@ def check(asked: composition.CommandLine) -> Path | None:
             submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
         elif not described.dry_run and not described.rehearse:
             described.check_host()
+    for version in sorted(filter(None, taken)):
+        print(f"experiment: {version}, the newest version; name it to keep to it", file=sys.stderr)
     if submitted:
         submission.prepare_environment()
     return _sweep_folder(asked, compose(asked.shared) if asked.shared != jobs[0] else first) if multirun else None

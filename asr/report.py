@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from asr.differences import Difference, as_json
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
+
+if TYPE_CHECKING:  # what composes isn't needed to show runs
+    from asr.experiments import Experiment
 
 
 class _Plain(Table):
@@ -151,6 +155,29 @@ def listing(runs: Iterable[Run]) -> Table:
         rates = [_percent(metrics[key]) if _known(metrics, key) else "-" for key in ("eval_wer", "eval_cer")]
         started = record["started"][5:16].replace("T", " ")
         table.add_row(started, ended, *rates, shown_path(run.path), " ".join(record["overrides"]).replace("trainer.args.", "…"))
+    return table
+
+
+def experiments_table(found: Iterable[Experiment]) -> Table:
+    """Return two lines an experiment: its released versions, the newest of them, what isn't released; and below its name what it is."""
+    table = _Plain(show_lines=True)
+    table.add_column("experiment", overflow="fold")
+    for column in ("released", "newest", "drafts"):
+        table.add_column(column)
+    for item in found:
+        named = Text.assemble((printable(item.name), "bold"), f"\n{printable(item.description)}")
+        newest = item.released[-1] if item.released else "-"
+        table.add_row(named, " ".join(item.released) or "-", newest, " ".join(item.drafts))
+    return table
+
+
+def differences_table(left: str, right: str, found: Iterable[Difference]) -> Table:
+    """Return the keys at which two configurations differ, side by side."""
+    table = _Plain()
+    for column in ("key", left, right):
+        table.add_column(plain(column), overflow="fold")
+    for key, *values in found:
+        table.add_row(key, *map(as_json, values))
     return table
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import ENGINE, ROOT, TINY, launch_command
 
 SHORT = [*TINY, "trainer.args.max_steps=2", "trainer.args.save_strategy=no", "hydra.sweep.dir=s"]
+ASR = [sys.executable, "-c", "from asr.cli import app; app()"]
 RATES = "trainer.args.learning_rate=1e-3,2e-3"
 
 
@@ -41,7 +42,7 @@ def test_a_saved_sweep_with_a_bad_job_leaves_a_table_a_page_and_its_exit_code(la
     kept = [path for path in (tmp_path / "s" / "prepared").iterdir() if path.is_dir()]
     assert len(kept) == 1, "all jobs have the same data"
     assert os.path.samefile(tmp_path / "s" / "3" / "vocab.json", kept[0] / "vocab.json")
-    shown = subprocess.run([sys.executable, "-m", "asr.cli", "show", str(tmp_path / "s")], capture_output=True, text=True, cwd=ROOT)
+    shown = subprocess.run([*ASR, "show", str(tmp_path / "s")], capture_output=True, text=True, cwd=ROOT)
     assert "4 jobs, 2 failed" in shown.stdout, shown.stderr
 
 
@@ -63,7 +64,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(launch, tmp_path, how):
     sweep = read(tmp_path / "s" / "sweep.json")
     assert sweep["status"] == ("interrupted" if how == signal.SIGINT else "running")
     first = (tmp_path / "s" / "0" / "run.json").read_bytes()
-    command = [sys.executable, "-c", "from asr.cli import app; app()", "resume", str(tmp_path / "s")]
+    command = [*ASR, "resume", str(tmp_path / "s")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path.parent, env=environment)
     assert done.returncode == 0, done.stderr

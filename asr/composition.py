@@ -30,7 +30,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -216,7 +216,7 @@ class CommandLine:
 
     `action` is run, multirun, show (--cfg, by Hydra after our warnings), help (plain --help, which `help_text` answers) or
     other, which Hydra does alone. A run turns out to be a multirun where the configuration says so (`ready_multirun`).
-    `shared` is what a sweep doesn't vary.
+    `shared` is what a sweep doesn't vary, `overrides` all that was given.
     """
 
     action: str
@@ -224,6 +224,7 @@ class CommandLine:
     config_name: str
     conf: Path = CONF
     shared: Sequence[str] = ()
+    overrides: Sequence[str] = ()
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -258,7 +259,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         return CommandLine("other", [], name)
     with composing(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
-        return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+        return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared, overrides)
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:
@@ -297,17 +298,17 @@ def folder_in(composed: DictConfig, key: str) -> Path:
 
 
 def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
-    """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher, which Hydra uses for jobs alone. Tell Hydra of the last."""
+    """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher or sweeper, which Hydra uses for jobs alone. Tell Hydra of these."""
     with composing(()):
-        launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
-    by_launcher = mode is None and launcher != "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-    if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_launcher):
+        plugins, mode = (composed.hydra.launcher._target_, composed.hydra.sweeper._target_), composed.hydra.mode
+    by_plugin = mode is None and not all(plugin.startswith("hydra._internal.core_plugins.basic_") for plugin in plugins)
+    if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_plugin):
         return False
     if any(word.startswith("hydra.run.dir=") for word in asked.shared):
         raise ConfigError(
             "is the folder of a run outside of a sweep; a job's is hydra.sweep.dir with hydra.sweep.subdir.", key="hydra.run.dir"
         )
-    if by_launcher:
+    if by_plugin:
         sys.argv.append("hydra.mode=MULTIRUN")
     return True
 
@@ -355,6 +356,8 @@ def _values_of(item: Override) -> list[str]:
     if not item.is_sweep_override():
         return [str(item.input_line)]
     key, swept = item.get_key_element(), item.value()
+    if isinstance(swept, IntervalSweep):  # for Optuna: the ends
+        return [f"{key}={end!r}" for end in dict.fromkeys((swept.start, swept.end))]
     if isinstance(swept, RangeSweep) and swept.shuffle:  # Hydra lists a range to shuffle it, whatever its length
         swept.shuffle = False
     values = list(islice(item.sweep_string_iterator(), MOST_JOBS + 1))

@@ -17,6 +17,7 @@ from asr import composition, pipeline, runs, sessions, submission
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
+from asr.tuning import checking, settings
 
 
 def check(asked: composition.CommandLine) -> None:
@@ -29,10 +30,14 @@ def check(asked: composition.CommandLine) -> None:
         return  # --cfg, --info and the like
     first = compose(asked.jobs[0])
     multirun = composition.ready_multirun(asked, first)
+    jobs = asked.jobs
+    if multirun and settings.is_optuna(first):
+        jobs = checking.overrides_to_check(first, asked.overrides)
+        first = compose(jobs[0])
     submitted = multirun and submission.is_submitted(first)
-    shared = compose(asked.shared) if submitted and asked.shared != asked.jobs[0] else first
+    shared = compose(asked.shared) if submitted and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    for composed in chain([first], map(compose, asked.jobs[1:])):  # one at a time: what is wrong with all is said at the first
+    for composed in chain([first], map(compose, jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)

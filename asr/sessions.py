@@ -31,7 +31,7 @@ ANY_TOPOLOGY = ("topology.", "resume")
 _HELD: dict[Path, int] = {}
 
 
-def hold(run_dir: Path) -> None:
+def hold(run_dir: Path, *, key: str = "hydra.run.dir") -> None:
     """Keep a run directory for this process, until it ends or lets go; raise ConfigError where another has it.
 
     A POSIX record lock: it goes with the process, however that ends, isn't inherited by children, and works over NFS
@@ -50,7 +50,7 @@ def hold(run_dir: Path) -> None:
                 log.warning("%s can't be locked (%s): see to it yourself that no two launches share it", run_dir, error.strerror)
                 return
             problem = f"{run_dir} is in use: {_who(run_dir)} works there; wait for it, or choose another."
-            raise ConfigError(problem, key="hydra.run.dir") from error
+            raise ConfigError(problem, key=key) from error
         if _is_there(path, opened):
             _HELD[path] = opened
         else:  # whoever held it has just let go, and taken the file away

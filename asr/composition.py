@@ -528,18 +528,22 @@ def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: 
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> ConfigError:
-    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(overrides, conf))}", key=key)
+    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(key, overrides, conf))}", key=key)
 
 
-def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
-    """Return the keys of the composition that the group choices among `overrides` lead to."""
-    groups = [o for o in overrides if "=" in o and (conf / o.partition("=")[0]).is_dir()]
+def _known_keys(key: str, overrides: Sequence[str], conf: Path) -> list[str]:
+    """Return the keys of the composition that the group choices among `overrides` lead to: Hydra's own where `key` is."""
+    groups = [o for o in overrides if "=" in o and (conf / o.partition("=")[0].lstrip("+")).is_dir()]
+    of_hydra = key.startswith("hydra.")
     try:
         with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-            composed = OmegaConf.to_container(hydra_compose("config", overrides=groups))
+            composed = hydra_compose("config", overrides=groups, return_hydra_config=of_hydra)
+            if of_hydra:
+                return [f"hydra.{name}" for name in dotted_keys(OmegaConf.to_container(composed.hydra, resolve=False))]  # type: ignore[arg-type]
+            known = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ConfigError, *UNFORESEEN):
         return []
     from asr.argument_checks import argument_names
 
     extra = (f"trainer.args.{name}" for name in argument_names())
-    return sorted(set(chain(dotted_keys(composed), extra)))  # type: ignore[arg-type]
+    return sorted(set(chain(dotted_keys(known), extra)))  # type: ignore[arg-type]

@@ -116,7 +116,9 @@ class _Sweep:
         if value is not None:
             best = self.study.best
             assert best is not None
-            log.info("trial %d: %.4g with %s; the best is %.4g of trial %d", number, value, self._shown(number), best.value, best.number)
+            log.info(
+                "trial %d: eval_wer %.4g with %s; the best is %.4g of trial %d", number, value, self._shown(number), best.value, best.number
+            )
 
     def _shown(self, number: int) -> str:
         """Return a trial's values to be read; the exact ones are in its run and in the study."""

@@ -104,15 +104,15 @@ def test_trials_are_jobs_in_order_and_the_best_is_written(whole):
 
 
 def test_the_same_sweep_has_the_same_values_and_another_seed_others(whole, tmp_path):
-    for folder, seed, same in (("a", "seed=0", True), ("b", "seed=1", False)):
-        again = Launcher(tmp_path / folder)
-        sweep(again, seed, trials=8)
-        assert ([[word for word in job if word != seed] for job in again.jobs.values()] == list(whole.jobs.values())) is same
+    for seed, same in ((0, True), (1, False)):
+        again = Launcher(tmp_path / str(seed))
+        sweep(again, trials=8, sampler={**composed().hydra.sweeper.sampler, "seed": seed})
+        assert (again.jobs == whole.jobs) is same
 
 
 def test_optuna_finds_better_values_than_it_began_with(tmp_path):
     launcher = Launcher(tmp_path / "s")
-    sweep(launcher, trials=30)
+    sweep(launcher, trials=20)
     values = [value_of(overrides) for overrides in launcher.jobs.values()]
     assert min(values[5:]) < 0.3 * min(values[:5])
 
@@ -335,7 +335,7 @@ def test_a_journal_cut_short_anywhere_heals_from_the_runs(whole, tmp_path):
     content = journal(whole.folder).read_bytes()
     lines = content.splitlines(keepends=True)
     middle = len(b"".join(lines[: len(lines) // 2]))
-    cuts = {0, 1, len(lines[0]) - 1, len(lines[0]), middle - 1, middle, middle + 1, middle + 40, len(content) - 1}
+    cuts = {0, len(lines[0]) - 1, len(lines[0]), middle, middle + 40}
     for cut in sorted(cuts):
         folder = tmp_path / str(cut)
         shutil.copytree(whole.folder, folder)

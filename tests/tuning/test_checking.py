@@ -1,0 +1,152 @@
+"""What is refused before a sweep by Optuna starts: exit code 2, nothing written."""
+
+import copy
+import importlib.util
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from conftest import ENGINE, ROOT
+from omegaconf import OmegaConf, open_dict
+
+from asr import composition, preflight
+from asr.errors import ConfigError
+from asr.tuning import checking, settings
+
+RATE = "trainer.args.learning_rate=interval(1e-4,1e-3)"
+
+
+@lru_cache(maxsize=1)
+def composed():
+    """The saved sweep without its schema, so that a test can put in what an interpolation might."""
+    return OmegaConf.create(OmegaConf.to_container(composition.compose(["+sweep=optuna"], with_hydra=True)))
+
+
+def check(overrides=(), **changes):
+    config = copy.deepcopy(composed())
+    with open_dict(config):
+        for key, value in changes.items():
+            OmegaConf.update(config, key.replace("__", "."), value, merge=False)
+    return checking.overrides_to_check(config, list(overrides))
+
+
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
+
+
+@needs_optuna
+def test_the_saved_sweep_is_checked_at_its_bounds():
+    lists = check(["+sweep=optuna"])
+    assert lists[0] == ["+sweep=optuna", "trainer.args.learning_rate=0.0001", "trainer.args.per_device_train_batch_size=4"]
+    assert len(lists) == 1 + 1 + 2
+
+
+BAD = [
+    ({"hydra__sweeper__direction": "up"}, r"^hydra\.sweeper\.direction: 'up' is not one of minimize, maximize"),
+    ({"hydra__sweeper__n_trials": 0}, r"^hydra\.sweeper\.n_trials: 0 is out of range"),
+    ({"hydra__sweeper__n_trials": "many"}, r"^hydra\.sweeper\.n_trials: 'many' is not of type int"),
+    ({"hydra__sweeper__max_failure_rate": 2}, r"^hydra\.sweeper\.max_failure_rate: 2 is out of range"),
+    ({"hydra__sweeper__nosuch": 2}, r"^hydra\.sweeper\.nosuch: Settings has no such key"),
+    ({"hydra__sweeper__sampler": {"name": "tpee"}}, r"^hydra\.sweeper\.sampler\.name: 'tpee' .*Did you mean tpe\?"),
+    ({"hydra__sweeper__sampler": {"n_startup": 1}}, r"^hydra\.sweeper\.sampler\.n_startup: .*Did you mean n_startup_trials\?"),
+    (
+        {"hydra__sweeper__sampler": {"n_startup_trials": 5, "group": True, "multivariate": False}},
+        r"^hydra\.sweeper\.sampler: TPESampler doesn't",
+    ),
+    ({"hydra__sweeper__params": {}}, r"^hydra\.sweeper\.params: the sweep varies nothing; give a key a range"),
+    ({"hydra__sweeper__storage": "studies.db"}, r"^hydra\.sweeper\.storage: is no address of a database"),
+    ({"hydra__launcher": {"_target_": "hydra_plugins.hydra_submitit_launcher.X"}}, r"^hydra\.sweeper\.n_jobs: say how many"),
+    ({"hydra__launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.X", "n_jobs": -1}}, r"^hydra\.sweeper\.n_jobs: say how many"),
+    ({"dry_run": True}, r"^dry_run: gives no WER to optimise"),
+    ({"rehearse": True}, r"^rehearse: gives no WER to optimise"),
+    ({"stages": ["train"]}, r"^stages: gives no WER to optimise: add evaluate"),
+]
+
+
+@needs_optuna
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_settings_that_are_wrong_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**changes)
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:sesame@host/db",
+        "redis://:sesame@host",
+        "mysql://host/db?password=sesame",
+        "mysql://host/db?auth_token=sesame",
+        "a://[sesame",
+    ],
+)
+def test_a_password_in_the_configuration_is_refused_and_not_repeated(address, monkeypatch):
+    with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.storage: .*ASR_OPTUNA_STORAGE") as refused:
+        check(hydra__sweeper__storage=address)
+    assert "sesame" not in str(refused.value)
+    monkeypatch.setenv("ASR_OPTUNA_STORAGE", address)  # its place
+    assert check()
+
+
+@needs_optuna
+def test_jobs_at_once_are_the_launcher_s():
+    config = copy.deepcopy(composed())
+    asked = settings.read(config)
+    assert settings.jobs_at_once(config, asked) == 1
+    with open_dict(config):
+        config.hydra.launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 8}
+    assert settings.jobs_at_once(config, asked) == 8
+
+
+def test_without_optuna_the_mend_is_named(monkeypatch):
+    monkeypatch.setattr("asr.tuning.studies.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^hydra\.sweeper: Optuna is not installed: pip install -e '\.\[optuna\]'"):
+        check()
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["-m", "+sweep=optuna", "trainer.args.learning_rat=interval(1,2)"],
+            r"^trainer\.args\.learning_rat: .* Did you mean learning_rate\?",
+        ),
+        (
+            ["+sweep=optuna", "trainer.args.per_device_train_batch_size=choice(8,0)"],
+            r"^trainer\.args\.per_device_train_batch_size: 0 is out of",
+        ),
+        (["hydra/sweeper=asr_optuna", RATE.replace("1e-4", "-1"), "-m"], r"^trainer\.args\.learning_rate: -1\.0 is out of range"),
+        (
+            ["-m", "hydra/sweeper=asr_optuna", "hydra.sweeper.n_trial=3", RATE],
+            r"^hydra\.sweeper\.n_trial: .* Did you mean hydra\.sweeper\.n_trials\?",
+        ),
+        (["hydra/sweeper=optuna"], r"^hydra/sweeper: there is no 'optuna' .*Did you mean asr_optuna\?"),
+    ],
+)
+def test_a_launch_is_refused_for_a_parameter_that_can_t_be(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(composition.read_command_line([*words, *ENGINE]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_optuna
+def test_the_sweeper_alone_makes_it_a_sweep(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["launch.py"])
+    with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.params: the sweep varies nothing"):
+        preflight.check(composition.read_command_line(["hydra/sweeper=asr_optuna", *ENGINE]))
+    assert sys.argv[1:] == ["hydra.mode=MULTIRUN"]
+
+
+def test_hydra_s_scan_of_plugins_imports_no_optuna():
+    code = (
+        "import sys; from asr import composition, preflight; from hydra.core.plugins import Plugins;"
+        "print('hydra_plugins.asr_optuna.OptunaSweeper' in Plugins.instance().class_name_to_class, 'optuna' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "False"]
+    assert not (Path(ROOT) / "hydra_plugins" / "__init__.py").exists()  # it would hide other distributions' plugins

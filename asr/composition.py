@@ -42,6 +42,7 @@ from omegaconf.errors import OmegaConfBaseException
 from asr import secrets
 from asr.config import Config, dotted_keys, import_target
 from asr.errors import ConfigError, did_you_mean
+from hydra_plugins import asr_optuna
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VERSION_BASE = "1.3"
@@ -190,6 +191,7 @@ class SchemaSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(SchemaSource)
 Plugins.instance().register(SchemaSearchPath)
+Plugins.instance().register(asr_optuna.OptunaSweeper)  # Hydra's scan doesn't see what an editable installation maps, or another cwd
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource  # `register` would keep the one that is there
 
 

@@ -2,10 +2,10 @@
 
 import copy
 import importlib.util
+import os
 import subprocess
 import sys
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 from conftest import ENGINE, ROOT
@@ -142,11 +142,28 @@ def test_the_sweeper_alone_makes_it_a_sweep(monkeypatch, tmp_path):
     assert sys.argv[1:] == ["hydra.mode=MULTIRUN"]
 
 
-def test_hydra_s_scan_of_plugins_imports_no_optuna():
-    code = (
-        "import sys; from asr import composition, preflight; from hydra.core.plugins import Plugins;"
-        "print('hydra_plugins.asr_optuna.OptunaSweeper' in Plugins.instance().class_name_to_class, 'optuna' in sys.modules)"
+def test_the_sweeper_is_there_wherever_one_is_and_imports_no_optuna(tmp_path):
+    """As the code's packages are where they are installed in place: mapped by name, where Hydra's scan sees nothing."""
+    code = f"""
+import importlib.util, sys
+class Mapped:
+    def find_spec(name, path=None, target=None):
+        places = {{"asr": "asr", "hydra_plugins.asr_optuna": "hydra_plugins/asr_optuna"}}
+        return importlib.util.spec_from_file_location(name, {str(ROOT)!r} + "/" + places[name] + "/__init__.py") if name in places else None
+    find_spec = staticmethod(find_spec)
+sys.path = [place for place in sys.path if place not in ("", {str(ROOT)!r})] + [{str(tmp_path)!r}]
+sys.meta_path.insert(0, Mapped)
+from asr import composition, preflight
+from hydra.core.plugins import Plugins
+print(*(f"hydra_plugins.{{name}}" in Plugins.instance().class_name_to_class for name in ("asr_optuna.OptunaSweeper", "theirs.Theirs")))
+print("optuna" in sys.modules)
+"""
+    theirs = tmp_path / "hydra_plugins" / "theirs"  # another distribution's plugin, which must not be hidden
+    theirs.mkdir(parents=True)
+    (theirs / "__init__.py").write_text(
+        "from hydra.plugins.search_path_plugin import SearchPathPlugin\n\nclass Theirs(SearchPathPlugin):\n"
+        "    def manipulate_search_path(self, search_path):\n        pass\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == ["True", "False"]
-    assert not (Path(ROOT) / "hydra_plugins" / "__init__.py").exists()  # it would hide other distributions' plugins
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr

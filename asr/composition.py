@@ -339,12 +339,12 @@ def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
     """Return override lists to check a sweep by: every job of a small one, every value at least once of a large one.
 
     A large grid of a by b values takes a + b - 1 lists rather than a times b. A glob(...) is left to Hydra.
-    Raises ConfigError for more than MOST_JOBS.
+    Raises ConfigError for more than MOST_JOBS, unless a sweeper is named: what isn't a grid has fewer.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     columns = [_values_of(item) for item in parsed if item.value_type != ValueType.GLOB_CHOICE_SWEEP]
     jobs = math.prod(map(len, columns))
-    if jobs > MOST_JOBS:
+    if jobs > MOST_JOBS and not any(item.key_or_group in ("hydra/sweeper", "sweep") for item in parsed):
         raise ConfigError(f"the sweep has {jobs} jobs; at most {MOST_JOBS} can be started by one command.")
     if jobs <= CHECKED_WHOLE:
         return [list(job) for job in product(*columns)]
@@ -368,6 +368,18 @@ def _values_of(item: Override) -> list[str]:
     if not values:
         raise ConfigError("is a sweep over nothing; give it a value.", key=key)
     return [f"{key}={value}" for value in values]
+
+
+def check_grid(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for what Hydra's own sweeper can't list: an interval, or more jobs than MOST_JOBS."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for item in parsed:
+        if item.is_interval_sweep():
+            raise ConfigError(
+                "an interval is no list of values: name some, or range(...), or let Optuna choose (hydra/sweeper=asr_optuna).",
+                key=item.get_key_element(),
+            )
+    sweep_variants([str(item.input_line) for item in parsed if item.key_or_group not in ("hydra/sweeper", "sweep")])
 
 
 @contextlib.contextmanager

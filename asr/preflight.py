@@ -34,6 +34,8 @@ def check(asked: composition.CommandLine) -> None:
     if multirun and settings.is_optuna(first):
         jobs = checking.overrides_to_check(first, asked.overrides)
         first = compose(jobs[0])
+    elif multirun:
+        composition.check_grid(asked.overrides)
     submitted = multirun and submission.is_submitted(first)
     shared = compose(asked.shared) if submitted and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"

@@ -302,9 +302,12 @@ def _in_words(value: Any) -> str:
 def _explained(settings: Settings, home: Path, *, while_running: bool = False) -> Iterator[None]:
     """Raise an error of ours for what a storage can't do. An address of a database may hold a password: it isn't said."""
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
-    foreseen: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.OptunaError, OSError)
+    foreseen: tuple[type[Exception], ...] = (optuna.exceptions.OptunaError, OSError)
+    if settings.address is not None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        foreseen = (*foreseen, SQLAlchemyError)
     if not while_running:  # what Optuna raises for an address, or for content that it didn't write
         foreseen = (*foreseen, ImportError, LookupError, TypeError, ValueError, AssertionError)
     try:

@@ -158,8 +158,8 @@ class _Sweep:
             code = json.loads((folder / runs.RUN_FILE).read_text(encoding="utf-8")).get("exit_code")
         except (OSError, ValueError):  # a configuration that is refused leaves no run
             code = ConfigError.exit_code
-        if code:
-            raise JobError(folder, code)
+        if code != 0:
+            raise JobError(folder, code or 1)  # null: its end was never recorded
 
 
 def _finite(value: Any) -> float | None:

@@ -123,6 +123,8 @@ def test_without_optuna_the_mend_is_named(monkeypatch):
             ["-m", "hydra/sweeper=asr_optuna", "hydra.sweeper.n_trial=3", RATE],
             r"^hydra\.sweeper\.n_trial: .* Did you mean hydra\.sweeper\.n_trials\?",
         ),
+        (["-m", RATE], r"^trainer\.args\.learning_rate: an interval is no list of values: .*hydra/sweeper=asr_optuna"),
+        (["-m", "hydra/sweeper=basic", "seed=range(0,200)", "trainer.args.max_steps=range(1,200)"], r"^the sweep has 39800 jobs"),
         (["hydra/sweeper=optuna"], r"^hydra/sweeper: there is no 'optuna' .*Did you mean asr_optuna\?"),
     ],
 )
@@ -131,6 +133,13 @@ def test_a_launch_is_refused_for_a_parameter_that_can_t_be(words, message, tmp_p
     with pytest.raises(ConfigError, match=message):
         preflight.check(composition.read_command_line([*words, *ENGINE]))
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_optuna
+def test_a_space_larger_than_any_grid_is_no_trouble():
+    wide = [f"trainer.args.{name}=range(1,200)" for name in ("max_steps", "warmup_steps", "eval_steps")]
+    asked = composition.read_command_line(["-m", "hydra/sweeper=asr_optuna", *wide])
+    assert len(check(asked.overrides)) == 1 + 3 + 1 + 2
 
 
 @needs_optuna

@@ -32,7 +32,7 @@ def check(asked: composition.CommandLine) -> None:
     multirun = composition.ready_multirun(asked, first)
     jobs = asked.jobs
     if multirun and settings.is_optuna(first):
-        jobs = checking.overrides_to_check(first, asked.overrides)
+        jobs = checking.overrides_to_check(first, asked.overrides, asked.conf)
         first = compose(jobs[0])
     elif multirun:
         composition.check_grid(asked.overrides)

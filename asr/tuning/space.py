@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep, ValueType
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 
 from asr.composition import composing
 from asr.errors import ConfigError, did_you_mean
@@ -77,14 +75,15 @@ class Parameter:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-def read(params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Parameter], list[str]]:
+def read(params: Mapping[str, Any], overrides: Sequence[str], loader: Any) -> tuple[list[Parameter], list[str]]:
     """Return what is varied, and the overrides that are the same for all jobs; the command line goes before hydra.sweeper.params.
 
-    A glob(...) needs Hydra's `loader`, and is left out without it. Raises ConfigError for a sweep that isn't one.
+    `loader` lists the options of a group for glob(...): Hydra's, or what has its get_group_options. Raises ConfigError for a sweep that
+    isn't one.
     """
     saved = [f"{key}={_text(key, value)}" for key, value in flat(params).items() if value is not None]
     with composing([*saved, *overrides]):
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*saved, *overrides])  # type: ignore[arg-type]
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*saved, *overrides])
     varied: dict[str, Parameter] = {}
     fixed: dict[str, str] = {}
     for item in parsed:
@@ -96,7 +95,7 @@ def read(params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoad
             fixed[name] = str(item.input_line)
         elif item.is_hydra_override() or name == "resume":
             raise ConfigError("is no key that a sweep can vary.", key=name)
-        elif loader is not None or item.value_type != ValueType.GLOB_CHOICE_SWEEP:
+        else:
             varied[name] = _parameter(key, item)
     return list(varied.values()), list(fixed.values())
 
@@ -134,10 +133,7 @@ def _parameter(key: str, item: Override) -> Parameter:
         raise ConfigError("log is for an interval: tag(log, interval(1e-4, 1e-2)).", key=key)
     if isinstance(swept, RangeSweep):
         return _checked(_of_range(key, swept))
-    try:
-        choices = tuple(dict.fromkeys(item.sweep_string_iterator()))
-    except OmegaConfBaseException as error:  # a glob of a group that isn't there
-        raise ConfigError(f"can't be listed ({error}).", key=key) from error
+    choices = tuple(dict.fromkeys(item.sweep_string_iterator()))
     if not choices:
         raise ConfigError("is a sweep over nothing; give it a value.", key=key)
     return Parameter(key, choices=choices)

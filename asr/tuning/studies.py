@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 FOLDER, JOURNAL = "study", "journal.jsonl"
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler"}
 """Those whose next values follow from the trials before and a seed: a sweep that goes on draws what it would have drawn."""
+OBJECTS = ("gamma", "weights", "constraints_func", "independent_sampler")
+"""Arguments of theirs that YAML has no values for."""
 NEEDED = {"gp": ("scipy", "torch")}
 ASKED = "asked"
 """The study's attribute that says what sweep it belongs to."""
@@ -60,16 +62,18 @@ def sampler_of(settings: Settings, number: int = 0) -> optuna.samplers.BaseSampl
 
     given = dict(settings.sampler)
     name = given.pop("name", "tpe")
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise ConfigError(f"{name!r} is not one of {', '.join(SAMPLERS)}.{did_you_mean(str(name), SAMPLERS)}", key=f"{KEY}.sampler.name")
     for package in NEEDED.get(name, ()):
         if find_spec(package) is None:
             raise ConfigError(f"{name} needs {package}: pip install {package}.", key=f"{KEY}.sampler.name")
     cls = getattr(optuna.samplers, SAMPLERS[name])
     taken = list(inspect.signature(cls.__init__).parameters)[1:]
-    for key in given:
+    for key, value in given.items():
         if key not in taken:
             raise ConfigError(f"{cls.__name__} has no such argument.{did_you_mean(key, taken)}", key=f"{KEY}.sampler.{key}")
+        if key in OBJECTS or not isinstance(value, (int, float, type(None))):
+            raise ConfigError(f"{value!r} can't be given here: numbers, true and false can.", key=f"{KEY}.sampler.{key}")
     seed = given.pop("seed", 0)
     if "constant_liar" in taken:
         given.setdefault("constant_liar", True)  # trials that run beside this one aren't tried again; 4's default is False
@@ -104,6 +108,9 @@ def opened(
         yield Study(study, settings, {p.key: p for p in parameters}, sweep_dir if named_by_number else None, home)
     finally:
         sessions.let_go(home)
+        with contextlib.suppress(OSError):  # there is something in them, unless the sweep was refused
+            home.rmdir()
+            sweep_dir.rmdir()
 
 
 @dataclass

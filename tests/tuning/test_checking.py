@@ -29,7 +29,7 @@ def check(overrides=(), **changes):
     with open_dict(config):
         for key, value in changes.items():
             OmegaConf.update(config, key.replace("__", "."), value, merge=False)
-    return checking.overrides_to_check(config, list(overrides))
+    return checking.overrides_to_check(config, list(overrides), composition.CONF)
 
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -54,6 +54,9 @@ BAD = [
         {"hydra__sweeper__sampler": {"n_startup_trials": 5, "group": True, "multivariate": False}},
         r"^hydra\.sweeper\.sampler: TPESampler doesn't",
     ),
+    ({"hydra__sweeper__sampler": {"name": ["tpe"]}}, r"^hydra\.sweeper\.sampler\.name: \['tpe'\] is not one of"),
+    ({"hydra__sweeper__sampler": {"gamma": 5}}, r"^hydra\.sweeper\.sampler\.gamma: 5 can't be given here"),
+    ({"hydra__sweeper__sampler": {"seed": "x"}}, r"^hydra\.sweeper\.sampler\.seed: 'x' can't be given here"),
     ({"hydra__sweeper__params": {}}, r"^hydra\.sweeper\.params: the sweep varies nothing; give a key a range"),
     ({"hydra__sweeper__storage": "studies.db"}, r"^hydra\.sweeper\.storage: is no address of a database"),
     ({"hydra__launcher": {"_target_": "hydra_plugins.hydra_submitit_launcher.X"}}, r"^hydra\.sweeper\.n_jobs: say how many"),
@@ -133,6 +136,12 @@ def test_a_launch_is_refused_for_a_parameter_that_can_t_be(words, message, tmp_p
     with pytest.raises(ConfigError, match=message):
         preflight.check(composition.read_command_line([*words, *ENGINE]))
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_optuna
+def test_options_of_a_group_are_checked_each():
+    models = [next(word for word in words if word.startswith("model=")) for words in check(["model=glob(wav2vec2_*, exclude=*bart*)"])]
+    assert set(models) == {f"model={name}" for name in ("wav2vec2_base", "wav2vec2_bert_tiny", "wav2vec2_large_lv60", "wav2vec2_tiny")}
 
 
 @needs_optuna

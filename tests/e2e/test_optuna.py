@@ -36,7 +36,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 180) -> None
     pytest.fail("waited in vain")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
 def test_a_sweep_that_is_killed_goes_on_where_it_was(launch, own_cache, tmp_path, number):
     with subprocess.Popen(
         launch_command(*SWEEP, *TRAINING), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -69,7 +69,7 @@ def main() -> int:
         else:
             sweep = preflight.check(asked)
         with (
-            sweeps.recorded(sweep, asked.words, show_sweep),
+            sweeps.recorded(sweep, asked.overrides, show_sweep),
             composition.explained(sys.argv[1:], asked.conf),
             composition.hydra_s_part(run.__wrapped__),
             submission.reported(),

@@ -31,7 +31,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -44,6 +44,7 @@ from omegaconf.resolvers import oc
 from asr import secrets
 from asr.config import Config, dotted_keys, import_target, leaves
 from asr.errors import ConfigError, did_you_mean
+from hydra_plugins import asr_optuna
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VERSION_BASE = "1.3"
@@ -202,6 +203,7 @@ class SchemaSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(SchemaSource)
 Plugins.instance().register(SchemaSearchPath)
+Plugins.instance().register(asr_optuna.OptunaSweeper)  # Hydra's scan doesn't see what an editable installation maps, or another cwd
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource  # `register` would keep the one that is there
 
 
@@ -255,7 +257,7 @@ class CommandLine:
 
     `action` is run, multirun, show (--cfg, by Hydra after our warnings), help (plain --help, which `help_text` answers) or
     other, which Hydra does alone. A run turns out to be a multirun where the configuration says so (`ready_multirun`).
-    `words` are its overrides; `shared` is what of them a sweep doesn't vary.
+    `shared` is what a sweep doesn't vary, `overrides` all that was given.
     """
 
     action: str
@@ -263,7 +265,7 @@ class CommandLine:
     config_name: str
     conf: Path = CONF
     shared: Sequence[str] = ()
-    words: Sequence[str] = ()
+    overrides: Sequence[str] = ()
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -355,17 +357,17 @@ def folder_in(composed: DictConfig, key: str) -> Path:
 
 
 def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
-    """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher, which Hydra uses for jobs alone. Tell Hydra of the last."""
+    """Whether Hydra runs jobs: by -m, by hydra.mode, or by a launcher or sweeper, which Hydra uses for jobs alone. Tell Hydra of these."""
     with composing(()):
-        launcher, mode = composed.hydra.launcher._target_, composed.hydra.mode
-    by_launcher = mode is None and launcher != "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-    if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_launcher):
+        plugins, mode = (composed.hydra.launcher._target_, composed.hydra.sweeper._target_), composed.hydra.mode
+    by_plugin = mode is None and not all(plugin.startswith("hydra._internal.core_plugins.basic_") for plugin in plugins)
+    if not (asked.action == "multirun" or mode == RunMode.MULTIRUN or by_plugin):
         return False
     if any(word.startswith("hydra.run.dir=") for word in asked.shared):
         raise ConfigError(
             "is the folder of a run outside of a sweep; a job's is hydra.sweep.dir with hydra.sweep.subdir.", key="hydra.run.dir"
         )
-    if by_launcher:
+    if by_plugin:
         sys.argv.append("hydra.mode=MULTIRUN")
     return True
 
@@ -373,17 +375,18 @@ def ready_multirun(asked: CommandLine, composed: DictConfig) -> bool:
 def jobs_of_sweep(asked: CommandLine, composed: DictConfig) -> Sequence[Sequence[str]]:
     """Return the override lists to check a sweep by, with what the configuration itself varies (hydra.sweeper.params of Hydra's sweeper).
 
-    What the command line says of a key counts, as it does for Hydra.
+    What the command line says of a key counts, as it does for Hydra. Raises ConfigError for what Hydra's sweeper can't list.
     """
     if composed.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
         return asked.jobs
-    with composing(asked.words, asked.conf):
+    with composing(asked.overrides, asked.conf):
         params = OmegaConf.to_container(composed.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
         if not isinstance(params, dict):
             raise ConfigError(f"{params!r} isn't keys with the values that a sweep gives them.", key="hydra.sweeper.params")
-        given = {item.get_key_element() for item in OverridesParser.create().parse_overrides(list(asked.words))}
+        given = {item.get_key_element() for item in OverridesParser.create().parse_overrides(list(asked.overrides))}
         varied = [f"{key}={value}" for key, value in params.items() if key not in given]
-        return sweep_variants([*varied, *asked.words]) if varied else asked.jobs
+        check_grid([*varied, *asked.overrides])
+        return sweep_variants([*varied, *asked.overrides]) if varied else asked.jobs
 
 
 def version_taken(composed: DictConfig) -> str:
@@ -420,12 +423,12 @@ def sweep_variants(overrides: Sequence[str]) -> list[list[str]]:
     """Return override lists to check a sweep by: every job of a small one, every value at least once of a large one.
 
     A large grid of a by b values takes a + b - 1 lists rather than a times b. A glob(...) is left to Hydra.
-    Raises ConfigError for more than MOST_JOBS.
+    Raises ConfigError for more than MOST_JOBS, unless a sweeper is named: what isn't a grid has fewer.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     columns = [_values_of(item) for item in parsed if item.value_type != ValueType.GLOB_CHOICE_SWEEP]
     jobs = math.prod(map(len, columns))
-    if jobs > MOST_JOBS:
+    if jobs > MOST_JOBS and not any(item.key_or_group in ("hydra/sweeper", "sweep") for item in parsed):
         raise ConfigError(f"the sweep has {jobs} jobs; at most {MOST_JOBS} can be started by one command.")
     if jobs <= CHECKED_WHOLE:
         return [list(job) for job in product(*columns)]
@@ -439,6 +442,8 @@ def _values_of(item: Override) -> list[str]:
     if not item.is_sweep_override():
         return [str(item.input_line)]
     key, swept = item.get_key_element(), item.value()
+    if isinstance(swept, IntervalSweep):  # for Optuna: the ends
+        return [f"{key}={end!r}" for end in dict.fromkeys((swept.start, swept.end))]
     if isinstance(swept, RangeSweep) and swept.shuffle:  # Hydra lists a range to shuffle it, whatever its length
         swept.shuffle = False
     values = list(islice(item.sweep_string_iterator(), MOST_JOBS + 1))
@@ -447,6 +452,18 @@ def _values_of(item: Override) -> list[str]:
     if not values:
         raise ConfigError("is a sweep over nothing; give it a value.", key=key)
     return [f"{key}={value}" for value in values]
+
+
+def check_grid(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for what Hydra's own sweeper can't list: an interval, or more jobs than MOST_JOBS."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for item in parsed:
+        if item.is_interval_sweep():
+            raise ConfigError(
+                "an interval is no list of values: name some, or range(...), or let Optuna choose (hydra/sweeper=asr_optuna).",
+                key=item.get_key_element(),
+            )
+    sweep_variants([str(item.input_line) for item in parsed if item.key_or_group not in ("hydra/sweeper", "sweep")])
 
 
 @contextlib.contextmanager
@@ -625,18 +642,22 @@ def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: 
 
 
 def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> ConfigError:
-    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(overrides, conf))}", key=key)
+    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(key, overrides, conf))}", key=key)
 
 
-def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
-    """Return the keys of the composition that the group choices among `overrides` lead to."""
-    groups = [o for o in overrides if "=" in o and (conf / o.partition("=")[0]).is_dir()]
+def _known_keys(key: str, overrides: Sequence[str], conf: Path) -> list[str]:
+    """Return the keys of the composition that the group choices among `overrides` lead to: Hydra's own where `key` is."""
+    groups = [o for o in overrides if "=" in o and (conf / o.partition("=")[0].lstrip("+")).is_dir()]
+    of_hydra = key.startswith("hydra.")
     try:
         with initialize_config_dir(str(conf), version_base=VERSION_BASE):
-            composed = OmegaConf.to_container(hydra_compose("config", overrides=groups))
+            composed = hydra_compose("config", overrides=groups, return_hydra_config=of_hydra)
+            if of_hydra:
+                return [f"hydra.{name}" for name in dotted_keys(OmegaConf.to_container(composed.hydra, resolve=False))]  # type: ignore[arg-type]
+            known = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ConfigError, *UNFORESEEN):
         return []
     from asr.argument_checks import argument_names
 
     extra = (f"trainer.args.{name}" for name in argument_names())
-    return sorted(set(chain(dotted_keys(composed), extra)))  # type: ignore[arg-type]
+    return sorted(set(chain(dotted_keys(known), extra)))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from asr import composition, pipeline, runs, sessions, submission, sweeps
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
+from asr.tuning import checking, settings
 
 
 def check(asked: composition.CommandLine) -> Path | None:
@@ -32,7 +33,11 @@ def check(asked: composition.CommandLine) -> Path | None:
         return None  # --cfg, --info and the like
     first = compose(asked.jobs[0])
     multirun = composition.ready_multirun(asked, first)
-    jobs = composition.jobs_of_sweep(asked, first) if multirun else asked.jobs
+    jobs = asked.jobs
+    if multirun and settings.is_optuna(first):
+        jobs = checking.overrides_to_check(first, asked.overrides, asked.conf)
+    elif multirun:
+        jobs = composition.jobs_of_sweep(asked, first)
     if jobs[0] != asked.jobs[0]:
         first = compose(jobs[0])
     submitted = multirun and submission.is_submitted(first)
@@ -79,8 +84,8 @@ def _sweep_folder(asked: composition.CommandLine, shared: DictConfig) -> Path | 
     resume = shared.resume == "auto"
     try:
         if resume and not named:
-            folder = sweeps.newest_unfinished(folder.parent, asked.words) or folder
-        sweeps.check(folder, asked.words, resume=resume)
+            folder = sweeps.newest_unfinished(folder.parent, asked.overrides) or folder
+        sweeps.check(folder, asked.overrides, resume=resume)
     except OSError as error:  # such as a name too long to be looked up
         raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=sweeps.KEY) from error
     if not named:

@@ -16,8 +16,8 @@ LEAST_LENGTH = 8
 """A shorter value is no secret worth the name, and hiding it would blot out words."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 """The hub's tokens, which may come from a file instead."""
-_PASSWORD = re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
-"""Name and password in an address."""
+_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+"""Name and password in an address; the name may be empty."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -229,6 +229,10 @@ def test_log_lines_are_without_secrets(monkeypatch, tmp_path):
         assert secret not in text
 
 
+def test_a_password_without_a_name_goes_too():
+    assert secrets.redacted("redis://:sesame@host/0 and http://host:80/a@b") == "redis://***@host/0 and http://host:80/a@b"
+
+
 def test_what_is_too_short_or_no_secret_stays(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "one")
     assert secrets.redacted("one two, vocabulary.pad_token, hf_transfer") == "one two, vocabulary.pad_token, hf_transfer"

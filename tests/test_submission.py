@@ -96,10 +96,11 @@ def test_without_the_plugin_the_message_names_the_extra(monkeypatch):
 
 
 BASIC = OmegaConf.create({"hydra": {"mode": None, "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}}})
+BASIC_SWEEPER = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
 
 
 def with_mode(composed, mode: RunMode | None):
-    return OmegaConf.create({"hydra": {"mode": mode, "launcher": {"_target_": composed.hydra.launcher._target_}}})
+    return OmegaConf.create({"hydra": {"mode": mode, "launcher": {"_target_": composed.hydra.launcher._target_}, "sweeper": BASIC_SWEEPER}})
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
-from itertools import chain, islice, product
+from itertools import islice, product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
@@ -40,7 +41,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asr import secrets
-from asr.config import Config, dotted_keys, import_target
+from asr.config import NODES, Config, dotted_keys, import_target
 from asr.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -228,11 +229,7 @@ class CommandLine:
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Parse Hydra's own flags and overrides; raise ConfigError for what can't be parsed."""
-    for word in arguments:
-        if len(word) > LONGEST_WORD or "\0" in word:
-            what = "holds a null byte" if "\0" in word else f"is {len(word)} characters long; put so much into a file of conf/"
-            raise ConfigError(f"{word[:40]!r}... {what}.")
-    _check_no_secrets(arguments)
+    check_words(arguments)
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     options: argparse.Namespace = parser.parse_args(list(arguments))
@@ -259,6 +256,15 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     with composing(overrides, conf):
         shared = [str(o.input_line) for o in OverridesParser.create().parse_overrides(overrides) if not o.is_sweep_override()]
         return CommandLine("multirun" if options.multirun else "run", sweep_variants(overrides), name, conf, shared)
+
+
+def check_words(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a word of a command line that is too long, no text, or tells a secret."""
+    for word in arguments:
+        if len(word) > LONGEST_WORD or "\0" in word:
+            what = "holds a null byte" if "\0" in word else f"is {len(word)} characters long; put so much into a file of conf/"
+            raise ConfigError(f"{word[:40]!r}... {what}.")
+    _check_no_secrets(arguments)
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:
@@ -366,19 +372,22 @@ def _values_of(item: Override) -> list[str]:
 
 
 @contextlib.contextmanager
-def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and YAML raise inside into a ConfigError with the key."""
+def explained(overrides: Sequence[str], conf: Path = CONF, known: Callable[[], Sequence[str]] | None = None) -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise inside into a ConfigError with the key.
+
+    `known` gives the keys that a misspelt one may have meant; without it those of the composition.
+    """
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise explain(error, overrides, conf) from error
+        raise explain(error, conf, known or (lambda: _known_keys(overrides, conf))) from error
 
 
 @contextlib.contextmanager
-def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
+def composing(overrides: Sequence[str], conf: Path = CONF, known: Callable[[], Sequence[str]] | None = None) -> Iterator[None]:
     """As `explained`, and for whatever else Hydra raises while it reads overrides and files: nothing else happens there."""
     try:
-        with explained(overrides, conf):
+        with explained(overrides, conf, known):
             yield
     except RecursionError as error:
         deep = [override for override in overrides if override.count("[") + override.count("{") > DEEPEST]
@@ -431,6 +440,53 @@ def _first_key(overrides: Sequence[str]) -> str:
     return overrides[0].partition("=")[0] if len(overrides) == 1 else ""
 
 
+def overridden(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a resolved configuration with overrides over it, typed by the schemas of the classes that it names; raise ConfigError.
+
+    A run's configuration is one whole: it has no groups, and an option of conf/ would be today's.
+    """
+    check_words(overrides)
+    with composing(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for item in parsed:
+        _check_overrides_a_key(item)
+    typed = _typed(config)
+    with composing(overrides, known=lambda: _with_arguments(OmegaConf.to_container(typed))), _bounded_depth():
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, typed)
+    return to_container(typed)
+
+
+def _typed(config: Mapping[str, Any]) -> DictConfig:
+    """Return a configuration typed by the schemas of its classes; keys that it doesn't have yet have their defaults."""
+    schemas = {name: schema_of(config[name]["_target_"]) for name in NODES if isinstance(config.get(name), Mapping)}
+    with composing((), known=list):
+        return OmegaConf.merge(schema_of("asr.config.Config"), schemas, dict(config))  # type: ignore[return-value]
+
+
+def _check_overrides_a_key(item: Override) -> None:
+    """Raise ConfigError for an override that isn't one of a key: a group's option, Hydra's own part, several values."""
+    key = item.get_key_element().lstrip("+~")
+    if item.is_hydra_override():
+        mend = "--into FOLDER says where the run lies" if key == "hydra.run.dir" else "leave it out"
+        raise ConfigError(f"is Hydra's, which has no part in this; {mend}.", key=key)
+    if item.is_sweep_override():
+        raise ConfigError("has several values, and this is one run; give one.", key=key)
+    group = item.key_or_group
+    if item.package is not None or "/" in group or ((CONF / group).is_dir() and not isinstance(item.value(), dict)):
+        raise ConfigError(
+            f"chooses an option of conf/, and a run's configuration is one whole: name the keys to change (such as {group}.<key>=...), "
+            "or start `python launch.py` with the option.",
+            key=key,
+        )
+
+
+def _with_arguments(config: Any) -> list[str]:
+    """Return every dotted key of a configuration, and of the training arguments that it might have."""
+    from asr.argument_checks import argument_names
+
+    return sorted({*dotted_keys(config), *(f"trainer.args.{name}" for name in argument_names())})
+
+
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
     local = [(config["model"], key) for key in ("name_or_path", "encoder_name_or_path", "decoder_name_or_path")]
@@ -469,7 +525,7 @@ def check_names_one_folder(composed: DictConfig, key: str) -> None:
         )
 
 
-def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> ConfigError:
+def explain(error: BaseException, conf: Path, known: Callable[[], Sequence[str]]) -> ConfigError:
     """Return the ConfigError that says in a user's words what stopped Hydra or OmegaConf."""
     chained = list(_causes(error))
     for cause in chained:
@@ -486,10 +542,10 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
             )
     for cause in chained:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return _wrong_value(cause, overrides, conf)
+            return _wrong_value(cause, known)
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
-        return _unknown_key(refused.group(1), overrides, conf)
+        return _unknown_key(refused.group(1), known)
     return ConfigError(" ".join(str(error).split()))
 
 
@@ -514,18 +570,18 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
     return ConfigError(f"there is no {name!r} in conf/{group}.{did_you_mean(name, options)} It has {', '.join(options)}.", key=group)
 
 
-def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: Path) -> ConfigError:
+def _wrong_value(error: OmegaConfBaseException, known: Callable[[], Sequence[str]]) -> ConfigError:
     reason = str(error.msg or error).splitlines()[0]
     if re.search(r"not in (struct|'\w+')", reason):
-        return _unknown_key(error.full_key or "", overrides, conf)
+        return _unknown_key(error.full_key or "", known)
     typed = re.search(r"Value '(.*)' of type '\w+' (?:could not be converted to|is not a subclass of) '?(\w+)'?", reason)
     if typed:
         reason = f"{typed.group(1)!r} is not of type {typed.group(2).lower()}."
     return ConfigError(reason, key=error.full_key or "")
 
 
-def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> ConfigError:
-    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(overrides, conf))}", key=key)
+def _unknown_key(key: str, known: Callable[[], Sequence[str]]) -> ConfigError:
+    return ConfigError(f"there is no such key.{did_you_mean(key, known())}", key=key)
 
 
 def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
@@ -536,7 +592,4 @@ def _known_keys(overrides: Sequence[str], conf: Path) -> list[str]:
             composed = OmegaConf.to_container(hydra_compose("config", overrides=groups))
     except (HydraException, OmegaConfBaseException, ConfigError, *UNFORESEEN):
         return []
-    from asr.argument_checks import argument_names
-
-    extra = (f"trainer.args.{name}" for name in argument_names())
-    return sorted(set(chain(dotted_keys(composed), extra)))  # type: ignore[arg-type]
+    return _with_arguments(composed)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     checkpoints,
     ctc_outputs,
+    differences,
     early_stopping,
     engines,
     failures,
@@ -76,12 +77,14 @@ def start(
     before: Callable[[], object] | None = None,
     judge: Judge | None = None,
     named: bool = True,
+    replay_of: Mapping[str, Any] | None = None,
 ) -> tuple[int, Run | None]:
     """Run an experiment in `run_dir`, or go on with one, and return its exit code and, on the first server, the run.
 
     Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
     the first one's: it prepares, and records the end. `before` is done before anything is prepared. `named`: a user
-    chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it.
+    chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it. `replay_of`: what is known of the run that
+    this one replays; run.json keeps it, so that a resumed replay is held to it too.
     """
     try:
         pipeline = Pipeline.of(composed)
@@ -95,6 +98,8 @@ def start(
     run, unfinished = sessions.open_run(composed, run_dir, named=named, command=command, overrides=overrides)
     if not unfinished:
         return 0, run
+    if replay_of is not None:
+        run.save(replay_of=dict(replay_of))
     try:
         return _session(pipeline, run, in_child=in_child, before=before, judge=judge), run
     finally:
@@ -104,6 +109,8 @@ def start(
 def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[], object] | None, judge: Judge | None) -> int:
     """Work on a run that this process holds, and return the exit code."""
     runs.configure_logging(run.path)
+    if "replay_of" in run.record:
+        differences.say(run)
     if pipeline.dry_run:
         run.end_dry([launch.describe() for launch in pipeline.launches(run.path)])
         return 0
@@ -116,6 +123,8 @@ def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[
             log.info("data: as the run's first session prepared it")
         else:
             preparing.prepare(pipeline, run)
+        if "replay_of" in run.record:
+            differences.check_data(run)
         if not pipeline.works:
             return End()
         _find_checkpoint(run)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from asr import (
     engines,
     failures,
     freezing,
+    leases,
     lora,
     manifest,
     metrics,
@@ -63,6 +65,7 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
+NO_LEASE = leases.Lease()
 
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
@@ -128,14 +131,31 @@ def _session(pipeline: Pipeline, run: Run, *, in_child: bool, before: Callable[[
         if not pipeline.works:
             return End()
         _find_checkpoint(run)
-        if in_child or pipeline.topology.has_launcher:
-            end = _supervised(pipeline, run)
-            return judge(run, end) if judge else end
-        pipeline.topology.apply_environment()
-        work(run)
+        with _devices(pipeline, run) as lease:
+            if in_child or pipeline.topology.has_launcher:
+                end = _supervised(pipeline, run, lease)
+                return judge(run, end) if judge else end
+            with leases.applied(lease):
+                pipeline.topology.apply_environment()
+                work(run)
         return End()
 
     return guarded(run, story)
+
+
+@contextlib.contextmanager
+def _devices(pipeline: Pipeline, run: Run) -> Iterator[leases.Lease]:
+    """Hold the devices that a run computes on, recorded; a rehearsal's is a stand-in."""
+    if pipeline.rehearse:
+        yield leases.Lease()
+        return
+    with leases.leased(pipeline.topology, run.path) as lease:
+        if lease.ids:
+            waited = (
+                {} if lease.waited_seconds < 1 else {"session_started_at": time.time()}
+            )  # trainer.max_hours is for work, not for waiting
+            run.save(devices=lease.describe(), **waited)
+        yield lease
 
 
 def _find_checkpoint(run: Run) -> None:
@@ -148,12 +168,13 @@ def _find_checkpoint(run: Run) -> None:
         log.warning("%s holds no checkpoint to go on from: training begins anew", run.path)
 
 
-def _supervised(pipeline: Pipeline, run: Run) -> End:
+def _supervised(pipeline: Pipeline, run: Run, lease: leases.Lease = NO_LEASE) -> End:
     """Work in processes of their own, on this server."""
     where, node = pipeline.topology, pipeline.node
     launch = pipeline.launch(run.path, node)
     for replaced in topology.set_over_shell(launch.environment):
         log.warning("%s", replaced)
+    launch = replace(launch, environment={**launch.environment, **(lease.environment or {})})
     log.info("starting %d processes: %s", where.processes_here, launch)
     if node == 0:
         run.save(launch=launch.describe())

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asr import composition, experiment, preflight, stops, submission
+from asr import composition, experiment, parallel, preflight, stops, submission
 from asr.errors import AsrError, JobError
 from asr.rehearsal import start as rehearsal
 from asr.secrets import redacted
@@ -23,7 +23,7 @@ def run(composed: DictConfig) -> float | None:
     sweeps = settings.mode == RunMode.MULTIRUN
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
-    with submission.job(settings.runtime.output_dir):
+    with submission.job(settings.runtime.output_dir), parallel.job(settings.runtime.output_dir):
         if submission.is_requeued(settings.runtime.output_dir):
             container["resume"] = "auto"
         begin = rehearsal.start if container["rehearse"] else experiment.start
@@ -60,7 +60,8 @@ def main() -> int:
             preflight.warn(asked)
         else:
             preflight.check(asked)
-        with composition.explained(sys.argv[1:], asked.conf), composition.hydra_s_part(run.__wrapped__), submission.reported():
+        explained = composition.explained(sys.argv[1:], asked.conf)
+        with explained, composition.hydra_s_part(run.__wrapped__), submission.reported(), parallel.listening():
             run()
     except AsrError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

@@ -559,6 +559,8 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> ConfigError:
     missing = str(error.missing_cfg_file)
     if missing.startswith("hydra/launcher/submitit_"):
         return ConfigError("hydra-submitit-launcher is not installed: pip install -e '.[slurm]'.", key="hydra.launcher")
+    if missing == "hydra/launcher/joblib":
+        return ConfigError("hydra-joblib-launcher is not installed: pip install -e '.[parallel]'.", key="hydra.launcher")
     listed = re.search(r"Available options in '([^']+)'", str(error))
     if listed is None:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])

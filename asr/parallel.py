@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from asr import launchers, stops
 from asr.composition import explained
-from asr.errors import ConfigError, JobError
+from asr.errors import ConfigError, JobError, LaunchError
 from asr.topology import Topology
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher."
@@ -73,12 +73,18 @@ def listening() -> Iterator[None]:
     def and_listen(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
         relay = _Relay()
         with relay.installed():
-            returns = launch(launcher, job_overrides, initial_job_idx)
+            try:
+                returns = launch(launcher, job_overrides, initial_job_idx)
+            except RuntimeError as error:
+                if not type(error).__module__.startswith("joblib."):
+                    raise
+                why = "one of joblib's processes has died (killed by the system, if memory ran out), and joblib has killed the others"
+                raise LaunchError(f"{why}. The same command with hydra.sweep.dir and resume=auto goes on.") from error
         if relay.heard is not None:
             relay.end()  # before a sweeper draws conclusions, or begins the next jobs
         return returns
 
-    core.launch = and_listen  # hydra-joblib-launcher 1.2.0 looks it up at each call (joblib_launcher.py:52)
+    core.launch = and_listen  # hydra-joblib-launcher 1.2.0 looks it up at each call (joblib_launcher.py:45)
     try:
         yield
     finally:

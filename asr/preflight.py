@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from asr import composition, pipeline, runs, sessions, submission
+from asr import composition, parallel, pipeline, runs, sessions, submission
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
@@ -51,8 +51,12 @@ def check(asked: composition.CommandLine) -> None:
             submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
         elif not described.dry_run and not described.rehearse:
             described.check_host()
+        if parallel.is_parallel(composed):
+            parallel.check(composed, described.topology)
     if submitted:
         submission.prepare_environment()
+    elif parallel.is_parallel(first):
+        parallel.prepare()
 
 
 def _check_folder(composed: DictConfig, described: Pipeline, key: str, *, multirun: bool) -> None:

@@ -35,6 +35,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *stops.WARNINGS)
 LOOK_SECONDS = 0.1
 _stopped: list[int] = []
 """The exit code of a stop that this process has heard: it begins no more jobs."""
+_at_work = threading.Event()
+"""Set while a job runs in this process."""
 
 
 def is_parallel(composed: DictConfig) -> bool:
@@ -163,6 +165,7 @@ def job(run_dir: str) -> Iterator[None]:
     if parent is None or int(parent) == os.getpid():
         yield
         return
+    _at_work.set()
     _get_ready(int(parent))
     try:
         if _stopped:
@@ -173,7 +176,11 @@ def job(run_dir: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             Path(run_dir).rmdir()  # Hydra has made it, and no run has begun there
         _stopped.append(code)
+        if os.getppid() != int(parent):
+            os._exit(code)  # nobody waits for it
         raise JobError(run_dir, _stopped[0]) from None
+    finally:
+        _at_work.clear()
 
 
 def _get_ready(parent: int) -> None:
@@ -190,4 +197,7 @@ def _end_with(parent: int) -> None:
     """Stop this process' job when its parent has gone. Linux would tell it when the parent's thread ends that started it."""
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGHUP)
+    if not _at_work.is_set():
+        os._exit(1)
+    ignores = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup
+    os.kill(os.getpid(), signal.SIGINT if ignores else signal.SIGHUP)

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asr import composition, experiment, preflight, stops, submission, sweeps
+from asr import composition, experiment, parallel, preflight, stops, submission, sweeps
 from asr.errors import AsrError
 from asr.rehearsal import start as rehearsal
 from asr.secrets import redacted
@@ -24,7 +24,8 @@ def run(composed: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     container = composition.with_absolute_paths(composition.to_container(composed), Path(settings.runtime.cwd))
     records = not (container["dry_run"] or container["rehearse"])
-    with submission.job(str(run_dir)), sweeps.job(settings, run_dir, records=records) as job:
+    jobs = submission.job(str(run_dir)), parallel.job(str(run_dir)), sweeps.job(settings, run_dir, records=records)
+    with jobs[0], jobs[1], jobs[2] as job:
         if submission.is_requeued(str(run_dir)):
             container["resume"] = "auto"
         begin = rehearsal.start if container["rehearse"] else experiment.start
@@ -73,6 +74,7 @@ def main() -> int:
             composition.explained(sys.argv[1:], asked.conf),
             composition.hydra_s_part(run.__wrapped__),
             submission.reported(),
+            parallel.listening(),
         ):
             run()
     except AsrError as mistake:

@@ -56,8 +56,15 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = P
     show_table(listing(runs_under(folder)))
 
 
+ALLOW = "What the run directory may do beside this package's classes: a package (mypackage.), or a key that an error has named. Repeatable."
+Allowed = Annotated[list[str] | None, typer.Option("--allow", metavar="NAME", help=ALLOW)]
+
+
 @commands.command()
-def resume(run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped, killed or preempted.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped, killed or preempted.")],
+    allow: Allowed = None,
+) -> None:
     """Go on with a run from its newest whole checkpoint, or with a sweep; what has finished is left alone.
 
     With several servers, start launch.py with resume=auto on each instead.
@@ -70,10 +77,32 @@ def resume(run: Annotated[Path, typer.Argument(help="The directory of a run that
         os.chdir(cwd)
         os.execv(command[0], command)  # noqa: S606  # a list of words, looked at: no shell
 
-    code, done = replay.resume(run)
+    code, done = replay.resume(run, allowed=allow or ())
     if code:
         raise typer.Exit(code)
     show_end(done)
+
+
+@commands.command(name="replay")
+def replay_run(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, finished or not.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ..., over its configuration.")] = None,
+    allow: Allowed = None,
+    into: Annotated[Path | None, typer.Option(help="Where the new run lies; by default in outputs/<experiment>/<stamp>.")] = None,
+    other_data: Annotated[bool, typer.Option("--other-data", help="Go on where the data isn't what it was; run.json says so.")] = False,
+) -> None:
+    """Run a run's configuration again: the same metrics on the same machine, or what differs.
+
+    Code, packages, host and keys that differ are said before anything is trained; data that differs stops it (exit code 3).
+    """
+    from asr import replay
+    from asr.report import show_replay
+
+    code, done = replay.again(run, overrides or (), allowed=allow or (), into=into, other_data=other_data)
+    if code:
+        raise typer.Exit(code)
+    if done is not None:  # another server's
+        show_replay(done, Run.load(run))
 
 
 @commands.command(name="import")

@@ -13,7 +13,7 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
@@ -42,7 +43,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from asr import secrets
-from asr.config import Config, dotted_keys, import_target, leaves
+from asr.config import NODES, Config, dotted_keys, import_target, leaves
 from asr.errors import ConfigError, did_you_mean
 from hydra_plugins import asr_optuna
 
@@ -270,11 +271,7 @@ class CommandLine:
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Parse Hydra's own flags and overrides; raise ConfigError for what can't be parsed."""
-    for word in arguments:
-        if len(word) > LONGEST_WORD or "\0" in word:
-            what = "holds a null byte" if "\0" in word else f"is {len(word)} characters long; put so much into a file of conf/"
-            raise ConfigError(f"{word[:40]!r}... {what}.")
-    _check_no_secrets(arguments)
+    check_words(arguments)
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     options: argparse.Namespace = parser.parse_args(list(arguments))
@@ -319,6 +316,15 @@ def override(key: str, value: str) -> str:
 def searching(folder: Path) -> str:
     """Return the override by which files of another folder are found beside those of conf/."""
     return f"hydra.searchpath=[{quoted(f'file://{folder.resolve()}')}]"
+
+
+def check_words(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a word of a command line that is too long, no text, or tells a secret."""
+    for word in arguments:
+        if len(word) > LONGEST_WORD or "\0" in word:
+            what = "holds a null byte" if "\0" in word else f"is {len(word)} characters long; put so much into a file of conf/"
+            raise ConfigError(f"{word[:40]!r}... {what}.")
+    _check_no_secrets(arguments)
 
 
 def _check_no_secrets(arguments: Sequence[str]) -> None:
@@ -467,19 +473,22 @@ def check_grid(overrides: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def explained(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and YAML raise inside into a ConfigError with the key."""
+def explained(overrides: Sequence[str], conf: Path = CONF, known: Callable[[str], Sequence[str]] | None = None) -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise inside into a ConfigError with the key.
+
+    `known` gives the keys that one which there isn't may have meant; without it those of the composition.
+    """
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise explain(error, overrides, conf) from error
+        raise explain(error, overrides, conf, known or (lambda key: _known_keys(key, overrides, conf))) from error
 
 
 @contextlib.contextmanager
-def composing(overrides: Sequence[str], conf: Path = CONF) -> Iterator[None]:
+def composing(overrides: Sequence[str], conf: Path = CONF, known: Callable[[str], Sequence[str]] | None = None) -> Iterator[None]:
     """As `explained`, and for whatever else Hydra raises while it reads overrides and files: nothing else happens there."""
     try:
-        with explained(overrides, conf):
+        with explained(overrides, conf, known):
             yield
     except RecursionError as error:
         deep = [override for override in overrides if override.count("[") + override.count("{") > DEEPEST]
@@ -532,6 +541,53 @@ def _first_key(overrides: Sequence[str]) -> str:
     return overrides[0].partition("=")[0] if len(overrides) == 1 else ""
 
 
+def overridden(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a resolved configuration with overrides over it, typed by the schemas of the classes that it names; raise ConfigError.
+
+    A run's configuration is one whole: it has no groups, and an option of conf/ would be today's.
+    """
+    check_words(overrides)
+    with composing(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for item in parsed:
+        _check_overrides_a_key(item)
+    typed = _typed(config)
+    with composing(overrides, known=lambda _key: _with_arguments(OmegaConf.to_container(typed))), _bounded_depth():
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, typed)
+    return to_container(typed)
+
+
+def _typed(config: Mapping[str, Any]) -> DictConfig:
+    """Return a configuration typed by the schemas of its classes; keys that it doesn't have yet have their defaults."""
+    schemas = {name: schema_of(config[name]["_target_"]) for name in NODES if isinstance(config.get(name), Mapping)}
+    with composing((), known=lambda _key: []):
+        return OmegaConf.merge(schema_of("asr.config.Config"), schemas, dict(config))  # type: ignore[return-value]
+
+
+def _check_overrides_a_key(item: Override) -> None:
+    """Raise ConfigError for an override that isn't one of a key: a group's option, Hydra's own part, several values."""
+    key = item.get_key_element().lstrip("+~")
+    if item.is_hydra_override():
+        mend = "--into FOLDER says where the run lies" if key == "hydra.run.dir" else "leave it out"
+        raise ConfigError(f"is Hydra's, which has no part in this; {mend}.", key=key)
+    if item.is_sweep_override():
+        raise ConfigError("has several values, and this is one run; give one.", key=key)
+    group = item.key_or_group
+    if item.package is not None or "/" in group or ((CONF / group).is_dir() and not isinstance(item.value(), dict)):
+        raise ConfigError(
+            f"chooses an option of conf/, and a run's configuration is one whole: name the keys to change (such as {group}.<key>=...), "
+            "or start `python launch.py` with the option.",
+            key=key,
+        )
+
+
+def _with_arguments(config: Any) -> list[str]:
+    """Return every dotted key of a configuration, and of the training arguments that it might have."""
+    from asr.argument_checks import argument_names
+
+    return sorted({*dotted_keys(config), *(f"trainer.args.{name}" for name in argument_names())})
+
+
 def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """Return the configuration with local paths made absolute: a run is read elsewhere, and hydra.job.chdir changes `cwd`."""
     local = [(config["model"], key) for key in ("name_or_path", "encoder_name_or_path", "decoder_name_or_path")]
@@ -570,7 +626,7 @@ def check_names_one_folder(composed: DictConfig, key: str) -> None:
         )
 
 
-def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> ConfigError:
+def explain(error: BaseException, overrides: Sequence[str], conf: Path, known: Callable[[str], Sequence[str]]) -> ConfigError:
     """Return the ConfigError that says in a user's words what stopped Hydra or OmegaConf."""
     chained = list(_causes(error))
     for cause in chained:
@@ -587,10 +643,10 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path) -> Confi
             )
     for cause in chained:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return _wrong_value(cause, overrides, conf)
+            return _wrong_value(cause, known)
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
-        return _unknown_key(refused.group(1), overrides, conf)
+        return _unknown_key(refused.group(1), known)
     return ConfigError(" ".join(str(error).split()))
 
 
@@ -612,6 +668,8 @@ def _unknown_choice(error: MissingConfigException, folders: Sequence[Path]) -> C
     missing, conf = str(error.missing_cfg_file), folders[0]
     if missing.startswith("hydra/launcher/submitit_"):
         return ConfigError("hydra-submitit-launcher is not installed: pip install -e '.[slurm]'.", key="hydra.launcher")
+    if missing == "hydra/launcher/joblib":
+        return ConfigError("hydra-joblib-launcher is not installed: pip install -e '.[parallel]'.", key="hydra.launcher")
     listed = re.search(r"Available options in '([^']+)'", str(error))
     if listed is None:
         return ConfigError(f"there is no {missing}.yaml in {conf}.", key=missing.rpartition("/")[0])
@@ -631,18 +689,18 @@ def _nearest(name: str, options: Collection[str]) -> str:
     return did_you_mean(name, family) or did_you_mean(name, sorted(options))
 
 
-def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str], conf: Path) -> ConfigError:
+def _wrong_value(error: OmegaConfBaseException, known: Callable[[str], Sequence[str]]) -> ConfigError:
     reason = str(error.msg or error).splitlines()[0]
     if re.search(r"not in (struct|'\w+')", reason):
-        return _unknown_key(error.full_key or "", overrides, conf)
+        return _unknown_key(error.full_key or "", known)
     typed = re.search(r"Value '(.*)' of type '\w+' (?:could not be converted to|is not a subclass of) '?(\w+)'?", reason)
     if typed:
         reason = f"{typed.group(1)!r} is not of type {typed.group(2).lower()}."
     return ConfigError(reason, key=error.full_key or "")
 
 
-def _unknown_key(key: str, overrides: Sequence[str], conf: Path) -> ConfigError:
-    return ConfigError(f"there is no such key.{did_you_mean(key, _known_keys(key, overrides, conf))}", key=key)
+def _unknown_key(key: str, known: Callable[[str], Sequence[str]]) -> ConfigError:
+    return ConfigError(f"there is no such key.{did_you_mean(key, known(key))}", key=key)
 
 
 def _known_keys(key: str, overrides: Sequence[str], conf: Path) -> list[str]:
@@ -657,7 +715,4 @@ def _known_keys(key: str, overrides: Sequence[str], conf: Path) -> list[str]:
             known = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException, ConfigError, *UNFORESEEN):
         return []
-    from asr.argument_checks import argument_names
-
-    extra = (f"trainer.args.{name}" for name in argument_names())
-    return sorted(set(chain(dotted_keys(known), extra)))  # type: ignore[arg-type]
+    return _with_arguments(known)

@@ -200,16 +200,24 @@ def check_targets(config: Mapping[str, Any], allowed: Sequence[str] = ("asr.",))
     What is named must be a dataclass that a module there defines, not one that it imports; nothing else is imported to find out.
     Interpolations are refused too: a run's configuration is resolved, and one that isn't could carry a variable of the environment out.
     """
-    for key, value in leaves(config):
+    every = list(leaves(config))
+    targets = {key: value for key, value in every if key.rpartition(".")[2] == "_target_"}
+
+    def outside(key: str) -> ConfigError:
+        among = " or ".join(f"{name}*" for name in allowed)
+        problem = (
+            f"{targets[key]!r} is not a class of {among}: a run's configuration makes no other (--allow its package. if you trust it)."
+        )
+        return ConfigError(problem, key=key)
+
+    for key, value in every:
         if isinstance(value, str) and "${" in value:
             raise ConfigError("holds an interpolation, which a run's configuration never does.", key=key)
-        if key.rpartition(".")[2] != "_target_":
-            continue
-        outside = ConfigError(f"{value!r} is not a class of {', '.join(allowed)}*: a run's configuration makes no other.", key=key)
-        if not isinstance(value, str) or not value.startswith(tuple(allowed)):
-            raise outside
+        if key in targets and (not isinstance(value, str) or not value.startswith(tuple(allowed))):
+            raise outside(key)
+    for key, value in targets.items():  # all are named well: only now is one imported
         if not f"{import_target(value, key=key).__module__}.".startswith(tuple(allowed)):
-            raise outside
+            raise outside(key)
 
 
 def import_target(path: str, *, key: str = "_target_") -> type:

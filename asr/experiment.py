@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import (
     checkpoints,
+    circumstances,
     ctc_outputs,
     early_stopping,
     engines,
     failures,
     freezing,
+    leases,
     lora,
     manifest,
     metrics,
@@ -62,6 +65,7 @@ NODE_S_OWN = ("topology.node_rank", "topology.join_seconds", "topology.shown_ran
 
 
 MODEL_FOLDER = "model"
+NO_LEASE = leases.Lease()
 
 Judge = Callable[[Run, End], End]
 """What looks at how the workers of a run ended, before that is recorded, and says how it ends."""
@@ -77,13 +81,15 @@ def start(
     judge: Judge | None = None,
     named: bool = True,
     shared: Path | None = None,
+    replay_of: Mapping[str, Any] | None = None,
 ) -> tuple[int, Run | None]:
     """Run an experiment in `run_dir`, or go on with one, and return its exit code and, on the first server, the run.
 
     Several processes, and a sweep's job, are children of this one. On a server that isn't the first, the run is
     the first one's: it prepares, and records the end. `before` is done before anything is prepared. `named`: a user
     chose `run_dir`; otherwise resume=auto looks for a run of this configuration beside it. `shared`: where a sweep's jobs find
-    what one of them has prepared.
+    what one of them has prepared. `replay_of`: what is known of the run that this one replays; run.json keeps it, so that a
+    resumed replay is held to it too.
     """
     try:
         pipeline = Pipeline.of(composed)
@@ -97,6 +103,8 @@ def start(
     run, unfinished = sessions.open_run(composed, run_dir, named=named, command=command, overrides=overrides)
     if not unfinished:
         return 0, run
+    if replay_of is not None:
+        run.save(replay_of=dict(replay_of))
     try:
         return _session(pipeline, run, in_child=in_child, before=before, judge=judge, shared=shared), run
     finally:
@@ -108,6 +116,8 @@ def _session(
 ) -> int:
     """Work on a run that this process holds, and return the exit code."""
     runs.configure_logging(run.path)
+    if "replay_of" in run.record:
+        circumstances.say(run)
     if pipeline.dry_run:
         run.end_dry([launch.describe() for launch in pipeline.launches(run.path)])
         return 0
@@ -120,17 +130,36 @@ def _session(
             log.info("data: as the run's first session prepared it")
         else:
             preparing.prepare(pipeline, run, shared)
+        if "replay_of" in run.record:
+            circumstances.check_data(run)
         if not pipeline.works:
             return End()
         _find_checkpoint(run)
-        if in_child or pipeline.topology.has_launcher:
-            end = _supervised(pipeline, run)
-            return judge(run, end) if judge else end
-        pipeline.topology.apply_environment()
-        work(run)
+        with _devices(pipeline, run) as lease:
+            if in_child or pipeline.topology.has_launcher:
+                end = _supervised(pipeline, run, lease)
+                return judge(run, end) if judge else end
+            with leases.applied(lease):
+                pipeline.topology.apply_environment()
+                work(run)
         return End()
 
     return guarded(run, story)
+
+
+@contextlib.contextmanager
+def _devices(pipeline: Pipeline, run: Run) -> Iterator[leases.Lease]:
+    """Hold the devices that a run computes on, recorded; a rehearsal's is a stand-in."""
+    if pipeline.rehearse:
+        yield leases.Lease()
+        return
+    with leases.leased(pipeline.topology, run.path) as lease:
+        if lease.ids:
+            waited = (
+                {} if lease.waited_seconds < 1 else {"session_started_at": time.time()}
+            )  # trainer.max_hours is for work, not for waiting
+            run.save(devices=lease.describe(), **waited)
+        yield lease
 
 
 def _find_checkpoint(run: Run) -> None:
@@ -143,12 +172,13 @@ def _find_checkpoint(run: Run) -> None:
         log.warning("%s holds no checkpoint to go on from: training begins anew", run.path)
 
 
-def _supervised(pipeline: Pipeline, run: Run) -> End:
+def _supervised(pipeline: Pipeline, run: Run, lease: leases.Lease = NO_LEASE) -> End:
     """Work in processes of their own, on this server."""
     where, node = pipeline.topology, pipeline.node
     launch = pipeline.launch(run.path, node)
     for replaced in topology.set_over_shell(launch.environment):
         log.warning("%s", replaced)
+    launch = replace(launch, environment={**launch.environment, **(lease.environment or {})})
     log.info("starting %d processes: %s", where.processes_here, launch)
     if node == 0:
         run.save(launch=launch.describe())

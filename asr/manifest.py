@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from asr import headers
+from asr import fingerprints, headers
 from asr.audio import TOLERANCE_SECONDS
 from asr.errors import DataError
 from asr.files import written
@@ -40,6 +40,8 @@ class Manifest:
     split: str
     utterances: tuple[Utterance, ...]
     left_out: tuple[LeftOut, ...] = ()
+    fingerprint: str = ""
+    """Of what the source gave: what a model or its batches can't hold is no other data."""
 
     @property
     def hours(self) -> float:
@@ -60,7 +62,7 @@ class Manifest:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return what run.json says of a split: hours, utterances, durations, speakers, and what was left out."""
+        """Return what run.json says of a split: hours, utterances, durations, speakers, what was left out, and the data's fingerprint."""
         seconds = [u.seconds or 0.0 for u in self.utterances]
         return {
             "utterances": len(seconds),
@@ -69,6 +71,7 @@ class Manifest:
             "speakers": len({u.speaker for u in self.utterances if u.speaker}),
             "left_out": len(self.left_out),
             "left_out_because": self.reasons,
+            "fingerprint": self.fingerprint,
         }
 
     def save(self, path: Path) -> None:
@@ -128,7 +131,8 @@ def build(source: Source, split: str, *, limit: int | None, normalise: Callable[
             left_out.append(LeftOut(row.id, reason, detail, str(row.audio)))
         else:
             kept.append(found)
-    table = Manifest(split, tuple(kept), tuple(left_out))
+    sizes = [facts[headers.key_of(row)].stamp[0] if row.row is None else None for row in kept]
+    table = Manifest(split, tuple(kept), tuple(left_out), fingerprints.of_rows(kept, sizes))
     check_not_empty(table, source)
     return table
 

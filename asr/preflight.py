@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from asr import composition, pipeline, runs, sessions, submission, sweeps
+from asr import composition, parallel, pipeline, runs, sessions, submission, sweeps
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
@@ -65,10 +65,14 @@ def check(asked: composition.CommandLine) -> Path | None:
             submission.check(composed, described.topology, shared=shared, dry_run=described.dry_run)
         elif not described.dry_run and not described.rehearse:
             described.check_host()
+        if parallel.is_parallel(composed):
+            parallel.check(composed, described.topology)
     for version in sorted(filter(None, taken)):
         print(f"experiment: {version}, the newest version; name it to keep to it", file=sys.stderr)
     if submitted:
         submission.prepare_environment()
+    elif parallel.is_parallel(first):
+        parallel.prepare()
     return _sweep_folder(asked, compose(asked.shared) if asked.shared != jobs[0] else first) if multirun else None
 
 

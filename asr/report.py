@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from asr.circumstances import MEASURED, in_metrics, metrics_of
 from asr.differences import Difference, as_json
+from asr.errors import listed
 from asr.rehearsal import verdict
 from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
@@ -61,6 +63,35 @@ def show_job(run: Run) -> None:
         return
     rates = [f"{rate.upper()} {_percent(run.metrics[key])}" for rate in ("wer", "cer") if _known(run.metrics, key := f"eval_{rate}")]
     print(printable(f"{shown_path(run.path)}: {', '.join([run.record['status'], *rates])}"), flush=True)
+
+
+def show_replay(run: Run, replayed: Run) -> None:
+    """Print what a replay that ended well has to show: its results, and beside them those of the run that it replays."""
+    show_end(run)
+    if run.record["status"] != "dry_run" and run.metrics:
+        from rich import print as show
+
+        show(comparison(replayed, run))
+
+
+def comparison(then: Run, now: Run) -> Table:
+    """Return a line for each metric of two runs: the value of either, and whether they are equal to the last bit."""
+    was, is_now = metrics_of(then), metrics_of(now)
+    other = in_metrics(was, is_now)
+    title = "all metrics are equal" if not other else f"{len(other)} metrics differ: {listed(other)}"
+    table = _Plain(title if was else "there are no metrics to compare with")
+    table.add_column("metric", style="bold")
+    for when in ("then", "now"):
+        table.add_column(when, justify="right")
+    table.add_column("equal")
+    keys = sorted(dict.fromkeys([*was, *is_now]), key=lambda key: bool(MEASURED.search(key)))
+    for number, key in enumerate(keys):
+        measured = bool(MEASURED.search(key))
+        if measured and number and not MEASURED.search(keys[number - 1]):
+            table.add_section()
+        equal = "" if measured else "no" if key in other else "yes"
+        table.add_row(key, *(f"{metrics.get(key, '-')}" for metrics in (was, is_now)), equal)
+    return table
 
 
 def summary(run: Run) -> Table:

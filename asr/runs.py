@@ -14,6 +14,7 @@ import logging.config
 import math
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -90,14 +91,30 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Read a run directory; raise ConfigError when it is none."""
         try:
-            return cls(path, json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError(f"it holds {type(record).__name__}, not keys")
+            for key in ("experiment", "status", "started"):
+                if key not in record:
+                    raise ValueError(f"it has no {key}")
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not a run directory ({RUN_FILE} can't be read: {error}).") from error
+        return cls(path, record)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
-        return dict(yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8")))
+        """The resolved configuration; raises ConfigError for a file that is none, or is larger than it looks."""
+        from asr.composition import UNFORESEEN, check_yaml
+
+        path = self.path / CONFIG_FILE
+        check_yaml(path)
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, *UNFORESEEN) as error:  # a tag that isn't YAML's own, a date that isn't one
+            raise ConfigError(f"{path} is no configuration of a run ({' '.join(str(error).split())}).") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path} is no configuration of a run: it holds {type(found).__name__}, not keys.")
+        return found
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -162,12 +179,23 @@ def _session(config: Mapping[str, Any], command: Sequence[str], overrides: Seque
         "finished": None,
         "command": [redacted(word) for word in command],
         "overrides": [redacted(word) for word in overrides],
-        "git": git_state(),
-        "packages": package_versions(),
-        "host": {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count()},
+        **here(),
         **({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
         "topology": {k: v for k, v in config["topology"].items() if k != "_target_"},
     }
+
+
+def here() -> dict[str, Any]:
+    """Return the circumstances that a result may depend on: code, packages, host."""
+    host = {"name": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(), "cpus": os.cpu_count(), "cpu": cpu_model()}
+    return {"git": git_state(), "packages": package_versions(), "host": host | {"threads": os.environ.get("OMP_NUM_THREADS")}}
+
+
+def cpu_model() -> str | None:
+    """Return the name of this host's CPU: kernels are chosen by it, and round differently."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
+    return found[1] if found else platform.processor() or None
 
 
 def check_can_hold_run(path: Path, *, key: str = "hydra.run.dir") -> None:

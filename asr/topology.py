@@ -22,6 +22,8 @@ from asr.secrets import SECRET_NAME
 
 LAUNCHED_BY = {"RANK": "torchrun", "OMPI_COMM_WORLD_RANK": "mpirun", "WORLD_SIZE": "torchrun", "LOCAL_RANK": "torchrun"}
 """Variables by which a launcher tells a process its rank, with that launcher. Trainers read each of them, also alone."""
+VISIBLE = {"hpu": "HABANA_VISIBLE_MODULES", "cuda": "CUDA_VISIBLE_DEVICES"}
+"""The variable by which a process is given some of a host's devices."""
 BACKENDS = {"cpu": ("gloo",), "hpu": ("hccl",), "cuda": ("nccl", "gloo")}
 """Backends of torch.distributed that move tensors of a device."""
 
@@ -67,6 +69,8 @@ class Topology:
     """How long a server waits for the others to start and prepare."""
     node_timeout_seconds: float = bounded(60.0, above=0)
     """A server that gives no sign for so long is taken for dead, and the run ends."""
+    lease_devices: bool = True
+    """A run on one server waits until it has its HPUs or GPUs for itself (asr/leases.py); false shares them."""
     environment: dict[str, Any] = free_form()
     """Environment variables of the workers, set only where the shell hasn't set them."""
 
@@ -174,7 +178,7 @@ class Topology:
             slots = read_hostfile(Path(self.hostfile))
             if self.num_processes > sum(slots.values()):
                 raise ConfigError(f"{self.num_processes} processes, but {self.hostfile} has {sum(slots.values())} slots.", key="world_size")
-        devices = num_devices(self.device) if has_devices else None
+        devices = num_devices(self.device, self.environment) if has_devices else None
         if devices is not None and self.processes_here > devices:
             named = f"{devices} {self.device}" + ("s" if devices != 1 else "")
             raise ConfigError(f"{self.processes_here} processes, but this host has {named}: one process a device.", key="world_size")
@@ -239,20 +243,30 @@ def num_sockets() -> int:
     return max(1, len(found))
 
 
-def num_devices(device: str) -> int | None:
-    """Return how many of a kind of device this host offers, without importing torch; None where that can't be told.
+def num_devices(device: str, given: Mapping[str, Any] | None = None) -> int | None:
+    """Return how many of a kind of device this host offers; None where that can't be told. `given`: as for `visible_devices`."""
+    found = visible_devices(device, given)
+    return None if found is None else len(found)
+
+
+def visible_devices(device: str, given: Mapping[str, Any] | None = None) -> tuple[str, ...] | None:
+    """Return the names of a kind of device that a run may use, without importing torch; None where that can't be told.
+
+    `given` are the variables that a topology sets where the shell doesn't.
 
     Gaudi: HABANA_VISIBLE_MODULES, else the driver's /dev/accel/accel<n>
-    (https://docs.habana.ai, "Multiple Workloads on a Single Docker"); CUDA: CUDA_VISIBLE_DEVICES, else its driver's list.
+    (https://docs.habana.ai, "Multiple Workloads on a Single Docker"); CUDA: CUDA_VISIBLE_DEVICES, whose list ends at a number
+    below 0 (CUDA's programming guide, "Environment Variables"), else its driver's list.
     """
-    variable = {"hpu": "HABANA_VISIBLE_MODULES", "cuda": "CUDA_VISIBLE_DEVICES"}.get(device)
-    if variable is None:
+    if device not in VISIBLE:
         return None
-    chosen = os.environ.get(variable, "all")
+    chosen = str({**(given or {}), **os.environ}.get(VISIBLE[device], "all"))
     if chosen != "all":
-        return len([part for part in chosen.split(",") if part.strip()])
+        names = [part.strip() for part in chosen.split(",") if part.strip()]
+        end = next((i for i, name in enumerate(names) if device == "cuda" and name.startswith("-")), None)
+        return tuple(dict.fromkeys(names[:end]))
     folder, pattern = (Path("/dev/accel"), "accel[0-9]*") if device == "hpu" else (Path("/proc/driver/nvidia/gpus"), "*")
-    return len(list(folder.glob(pattern))) if folder.is_dir() else None
+    return tuple(str(number) for number in range(len(list(folder.glob(pattern))))) if folder.is_dir() else None
 
 
 def read_hostfile(path: Path) -> dict[str, int]:

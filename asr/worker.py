@@ -44,11 +44,12 @@ def _record_end(run_dir: Path, code: int) -> None:
 
 
 def _work(run_dir: Path, rank: Rank) -> End:
-    from asr import experiment, runs  # after the fork: numpy starts threads
+    from asr import experiment, leases, runs  # after the fork: numpy starts threads
 
     runs.configure_logging(None)
 
     def story() -> End:
+        leases.join()
         run = runs.Run.load(run_dir)
         if run.config.get("rehearse"):
             from asr.rehearsal.story import work

@@ -142,6 +142,7 @@ def test_a_split_is_described(rows):
         "speakers": 1,
         "left_out": 1,
         "left_out_because": {"longer than max_duration_in_seconds (1.6)": 1},
+        "fingerprint": described["fingerprint"],
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from asr import fingerprints
 from asr.errors import DataError
 from asr.manifest import LeftOut, Manifest, reason_to_leave_out
 from asr.sources import Source, Utterance
@@ -60,7 +61,7 @@ def scan(shards: Shards, source: Source, split: str, *, most: int, order: list[i
         number = looked_at
     elif number is None:
         number = round(sum(size_of(unit.shard) for unit in shards.units) * looked_at / max(1, num_bytes))
-    table = Manifest(split, tuple(kept), tuple(left_out))
+    table = Manifest(split, tuple(kept), tuple(left_out), fingerprints.of_shards(shards.units))
     return Scan(table, replace(shards, num_utterances=number), is_whole)
 
 

@@ -197,7 +197,10 @@ def _open(path: Path) -> int:
         try:
             return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666 if FOLDER in os.environ else 0o600)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if FOLDER in os.environ and os.fstat(file).st_uid == os.getuid():
+            os.fchmod(file, 0o666)  # whatever the umask: others are to lock it too
+        return file
     except OSError as error:
         raise ConfigError(
             f"{path} can't be opened ({error.strerror}); see ${FOLDER}, or set it false.", key="topology.lease_devices"
@@ -214,8 +217,12 @@ def folder() -> Path:
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isalnum():
         return home
-    (home / f"job-{job}").mkdir(exist_ok=True)
-    return home / f"job-{job}"
+    own = home / f"job-{job}"
+    try:
+        own.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{own} can't be made ({error.strerror}); see ${FOLDER}.", key="topology.lease_devices") from error
+    return own
 
 
 def _own_folder() -> Path:

@@ -9,6 +9,7 @@ joblib would kill its processes, with all that they have started, at the first e
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -187,6 +188,8 @@ def _get_ready(parent: int) -> None:
     """Hear stops from the parent alone, which hands a terminal's on: in a process group of one's own. And end when it is gone."""
     if os.getpgid(0) == os.getpid():
         return
+    # loky makes its own the default (backend/spawn.py of joblib 1.6), by a name that Python's spawned processes don't know
+    multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stops.listen()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

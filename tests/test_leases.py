@@ -275,3 +275,20 @@ def test_a_slurm_job_has_leases_of_its_own(monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         with leases.leased(hpu(), Path("b")) as there:
             assert here.ids == there.ids == ("0",)
+
+
+def test_a_folder_for_several_users_lets_all_of_them_lock(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with leases.leased(hpu(), Path("a")):
+            assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666}
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("job", ["", "17"])
+def test_a_folder_that_isn_t_there_is_named(monkeypatch, tmp_path, job):
+    monkeypatch.setenv(leases.FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    with pytest.raises(ConfigError, match=r"^topology\.lease_devices: .*nowhere.*\(No such file"), leases.leased(hpu(), Path("a")):
+        pass

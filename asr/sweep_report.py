@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,12 @@ from typing import Any
 from rich.table import Table
 
 from asr import runs
+from asr.errors import ConfigError
 from asr.report import plain_table, shown_path
 from asr.runs import METRICS_FILE, RUN_FILE, Run
 from asr.sweeps import Job, Sweep, decisive
+
+log = logging.getLogger(__name__)
 
 CSV_FILE, PAGE_FILE = "sweep.csv", "sweep.html"
 METRICS = ("eval_wer", "eval_cer", "eval_loss", "train_loss", "train_runtime")
@@ -91,9 +95,13 @@ def results_of(sweep: Sweep) -> Results:
 def _with_end(job: Job, run_dir: Path) -> Job:
     """Return a job with the end that its run recorded where the job couldn't: its process was killed."""
     if job.status == "running" and (run_dir / RUN_FILE).is_file():
-        record = Run.load(run_dir).record
+        try:
+            record = Run.load(run_dir).record
+        except ConfigError as error:  # a table is shown all the same
+            log.warning("%s", error)
+            return job
         if record["status"] != "running":
-            job.status, job.exit_code, job.error = record["status"], record["exit_code"], record.get("error")
+            job.status, job.exit_code, job.error = record["status"], record.get("exit_code"), record.get("error")
     return job
 
 

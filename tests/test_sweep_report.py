@@ -144,12 +144,15 @@ def test_whatever_came_of_the_jobs_there_is_a_page(tmp_path, wers):
     assert (results.best is None) == (wers != [0.5, 3])
 
 
-def test_a_killed_job_s_end_is_read_from_its_run(tmp_path):
+def test_a_killed_job_s_end_is_read_from_its_run(tmp_path, run_dir):
     sweep = sweep_of(tmp_path, grid([0.5, 0.6, 0.2, 0.3, 0.3, 0.3]))
     path = sweep.path / "jobs" / "1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "exit_code": None, "value": None}))
-    (sweep.path / "1" / "run.json").write_text(json.dumps({"status": "failed", "exit_code": 137, "error": "killed"}))
+    record = json.loads((run_dir / "run.json").read_text())
+    (sweep.path / "1" / "run.json").write_text(json.dumps(record | {"status": "failed", "exit_code": 137, "error": "killed"}))
     assert [row.job.exit_code for row in sweep_report.results_of(sweep).failed] == [137]
+    (sweep.path / "1" / "run.json").write_text("{")
+    assert sweep_report.results_of(sweep).failed == []
 
 
 def test_a_single_job_needs_no_page(tmp_path, capsys):

@@ -27,6 +27,9 @@ RATE = "trainer.args.learning_rate=tag(log, interval(1e-4, 1e-1))"
 SIZE = "trainer.args.per_device_train_batch_size=choice(4, 8, 16)"
 GRID = [RATE, SIZE]
 
+RECORD = {"experiment": "e", "status": "finished", "started": "2026-01-01"}
+"""What every run.json has."""
+
 
 def value_of(overrides) -> float:
     """A WER that is least at a rate of 0.01 and a batch of 8."""
@@ -55,7 +58,7 @@ class Launcher:
         run = self.folder / str(number)
         if not isinstance(end, ConfigError):  # which leaves no run
             run.mkdir(parents=True, exist_ok=True)
-            record = {"overrides": overrides, "exit_code": getattr(end, "exit_code", 0)}
+            record = {**RECORD, "overrides": overrides, "exit_code": getattr(end, "exit_code", 0)}
             (run / "run.json").write_text(json.dumps(record))
         done = JobReturn(overrides=overrides, status=JobStatus.FAILED if isinstance(end, Exception) else JobStatus.COMPLETED)
         done.return_value = end
@@ -377,7 +380,7 @@ def test_a_journal_of_something_else_is_refused(tmp_path, content):
 
 def test_a_run_of_something_else_in_a_job_s_folder_is_refused(tmp_path):
     (tmp_path / "s" / "0").mkdir(parents=True)
-    (tmp_path / "s" / "0" / "run.json").write_text(json.dumps({"overrides": ["trainer.args.learning_rate=5"]}))
+    (tmp_path / "s" / "0" / "run.json").write_text(json.dumps({**RECORD, "overrides": ["trainer.args.learning_rate=5"]}))
     with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*s/0 holds a run that isn't one of this sweep's trials"):
         sweep(Launcher(tmp_path / "s"), resume=True)
 

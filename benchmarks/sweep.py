@@ -3,9 +3,9 @@
     python benchmarks/sweep.py [--rounds 2] [--steps 150] [--utterances 2000]
 
 Whole processes in turn: `python launch.py -m` over two learning rates and two batch sizes, and the same four configurations by four
-commands, one after the other. Both use a cache of synthesised speech that is there before, nothing else in common. Printed: the sweep's time
-over that of the four commands, and how much of the sweep was none of its jobs' (from a run's `started` to its `finished` in run.json): composing,
-checking, the table and the page. As the last line, a JSON object with the medians of both.
+commands, one after the other. Both use a cache of synthesised speech that is there before, nothing else in common. Printed: the
+sweep's time over that of the four commands, and over the time that its jobs took (from a run's `started` to its `finished` in run.json):
+what is left is composing, checking, the table and the page. As the last line, a JSON object with the medians of both.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ def measured(rounds: int, common: Sequence[str]) -> dict[str, float]:
             ]
             over_commands.append(swept / sum(single))
             outside.append(swept / inside_jobs(folder / f"sweep{number}"))
-            print(
-                f"round {number}: sweep {swept:.1f} s, four commands {sum(single):.1f} s; {over_commands[-1]:.3f}, {outside[-1]:.3f} of its jobs"
-            )
+            ratios = f"{over_commands[-1]:.3f}, {outside[-1]:.3f} of its jobs"
+            print(f"round {number}: sweep {swept:.1f} s, four commands {sum(single):.1f} s; {ratios}")
     finally:
         shutil.rmtree(folder)
     return {"sweep_over_four_commands": statistics.median(over_commands), "sweep_over_its_jobs": statistics.median(outside)}

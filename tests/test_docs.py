@@ -35,7 +35,7 @@ def test_the_readme_s_commands_compose(command):
     from asr import composition
 
     asked = composition.read_command_line(shlex.split(command, comments=True)[2:])
-    for overrides in asked.jobs:
+    for overrides in {tuple(asked.jobs[0]), tuple(asked.jobs[-1])}:
         Pipeline.of(composed(*overrides))
 
 

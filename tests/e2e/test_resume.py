@@ -20,7 +20,7 @@ import killing
 HERE = Path(__file__).parent
 
 
-def in_its_own_process(*options: str, files: tuple[str, ...] = ("stopped.py", "stopped_streams.py")) -> None:
+def in_its_own_process(*options: str, files: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "streaming")])}
     done = subprocess.run(

@@ -105,6 +105,27 @@ def replay_run(
         show_replay(done, Run.load(run))
 
 
+@commands.command()
+def doctor(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides as launch.py takes them: what is that experiment missing here?")
+    ] = None,
+) -> None:
+    """Look at this machine: versions, driver, devices, disk, hub, and which topology can run here; says how to mend what is missing.
+
+    Ends with 1 where the configuration can't be launched here.
+    """
+    from rich import print as show_table
+
+    from asr import doctor as room
+    from asr.report import doctor_table
+
+    findings = room.examine(overrides or [])
+    show_table(doctor_table(findings))
+    if not room.is_well(findings):
+        raise typer.Exit(1)
+
+
 @commands.command(name="import")
 def import_command(
     command: Annotated[str, typer.Argument(help="An old command line, in quotes; - reads it from standard input.")],

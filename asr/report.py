@@ -20,6 +20,7 @@ from asr.runs import RUN_FILE, Run
 from asr.secrets import printable
 
 if TYPE_CHECKING:  # what composes isn't needed to show runs
+    from asr.doctor import Finding
     from asr.experiments import Experiment
 
 
@@ -209,6 +210,20 @@ def differences_table(left: str, right: str, found: Iterable[Difference]) -> Tab
         table.add_column(plain(column), overflow="fold")
     for key, *values in found:
         table.add_row(key, *map(as_json, values))
+    return table
+
+
+STATES = {"ok": "green", "note": "yellow", "bad": "bold red"}
+
+
+def doctor_table(findings: Iterable[Finding]) -> Table:
+    """Return what was found of a machine: a line each, with its state in colour and in words, and the mend."""
+    table = _Plain()
+    table.add_column("", no_wrap=True)
+    for column in ("what", "found", "mend"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(Text(finding.state, style=STATES[finding.state]), finding.name, finding.found, finding.mend)
     return table
 
 

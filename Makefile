@@ -6,7 +6,7 @@ NEWEST := .venv-newest/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test test-slow clean
+.PHONY: help setup train check format test test-slow docs clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,12 @@ test-slow: $(INSTALLED) $(NEWEST) ## the tests that train for minutes, and all w
 	.venv-newest/bin/python -m pytest $(ARGS)
 	.venv-newest/bin/python -m pytest -m slow tests/engines tests/e2e/test_launch.py $(ARGS)
 
+docs: $(INSTALLED) ## build the pages of docs/ into site/
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean: ## remove both environments and caches; outputs/ stays
-	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf site .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
 # torch first, by its exact pin: a range would bring gigabytes of CUDA packages
 $(INSTALLED): pyproject.toml constraints.txt

@@ -705,7 +705,7 @@ def _unknown_key(key: str, known: Callable[[str], Sequence[str]]) -> ConfigError
 
 def _known_keys(key: str, overrides: Sequence[str], conf: Path) -> list[str]:
     """Return the keys of the composition that the group choices among `overrides` lead to: Hydra's own where `key` is."""
-    groups = [o for o in overrides if "=" in o and (conf / o.partition("=")[0].lstrip("+")).is_dir()]
+    groups = [o for o in overrides if "=" in o and (o.startswith("hydra.searchpath=") or (conf / o.partition("=")[0].lstrip("+")).is_dir())]
     of_hydra = key.startswith("hydra.")
     try:
         with initialize_config_dir(str(conf), version_base=VERSION_BASE):

@@ -76,6 +76,21 @@ def compare_runs(
     print(f"page: {page}")
 
 
+@commands.command(name="publish")
+def publish_run(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that has finished.")],
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME/MODEL", help="The repository of the hub; by default trainer.args.hub_model_id of the run."),
+    ] = None,
+    private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,  # noqa: UP045
+) -> None:
+    """Push a run's model/ with its card to the Hugging Face hub; the token is taken from HF_TOKEN."""
+    from asr import publishing
+
+    print(publishing.publish_later(Run.load(run), to, private=private))
+
+
 ALLOW = "What the run directory may do beside this package's classes: a package (mypackage.), or a key that an error has named. Repeatable."
 Allowed = Annotated[list[str] | None, typer.Option("--allow", metavar="NAME", help=ALLOW)]
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from asr import metrics, runs, statistics
 from asr.circumstances import MEASURED, metrics_of
+from asr.config import WITHOUT_EFFECT
 from asr.differences import ABSENT, as_json, equal
 from asr.errors import ConfigError
 from asr.report import plain_table, shown_path
@@ -27,8 +28,6 @@ PAGE_FILE = "compare.html"
 MOST_UTTERANCES = 25
 """Of a pair of runs, on the page: those in which they differ most."""
 MOST_RUNS = len(string.ascii_uppercase)
-NOT_DECISIVE = ("resume",)
-"""Root keys that change no result."""
 
 
 @dataclass
@@ -170,7 +169,7 @@ class Comparison:
     def keys(self) -> dict[str, list[Any]]:
         """The dotted keys at which configurations differ, with the value of each run."""
         every = [runs.flat(side.config) for side in self.sides]
-        names = [name for name in dict.fromkeys(name for one in every for name in one) if name not in NOT_DECISIVE]
+        names = [name for name in dict.fromkeys(name for one in every for name in one) if name not in WITHOUT_EFFECT]
         values = {name: [one.get(name, ABSENT) for one in every] for name in names}
         return {name: of_each for name, of_each in values.items() if not all(equal(of_each[0], value) for value in of_each[1:])}
 

@@ -106,7 +106,7 @@ def summary(run: Run) -> Table:
     table.add_column()
     for rate in ("wer", "cer", "mer"):
         if _known(metrics, f"eval_{rate}"):
-            table.add_row(rate.upper(), _percent(metrics[f"eval_{rate}"]))
+            table.add_row(rate.upper(), rate_text(metrics, f"eval_{rate}"))
     losses = [
         f"{metrics[f'{k}_loss']:.4f} ({name})"
         for k, name in (("eval", "evaluation"), ("train", "training"))
@@ -237,6 +237,13 @@ def shown_path(path: Path) -> str:
 
 def _known(metrics: dict[str, Any], key: str) -> bool:
     return metrics.get(key) is not None
+
+
+def rate_text(metrics: Mapping[str, Any], key: str) -> str:
+    """Return an error rate in percent, with the interval that chance alone gives it where that is known."""
+    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
+    known = [f"{100 * end:.1f}" for end in ends if isinstance(end, (int, float))]
+    return _percent(metrics[key]) + (f" (95 %: {' to '.join(known)})" if len(known) == 2 else "")
 
 
 def _percent(rate: float) -> str:

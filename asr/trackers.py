@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +85,12 @@ def apply_environment(report_to: Sequence[str] | str | None, run_dir: Path, expe
     for name in names(report_to):
         for variable, value in ours.get(name, {}).items():
             os.environ.setdefault(variable, value)
+
+
+def keep_open(callbacks: Iterable[Any]) -> None:
+    """Have MLflow's run go on after training, until the process ends: transformers 4.55 ends it with the last step
+    (integration_utils.py:1504), and the evaluation that follows would begin another, without a name. Theirs ends it when it goes (1519).
+    """
+    for callback in callbacks:
+        if type(callback).__name__ == "MLflowCallback":
+            callback.on_train_end = lambda *_, **__: None

@@ -134,6 +134,7 @@ class SpeechTraining:
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
         engine.ready(trainer)
+        trackers.keep_open(trainer.callback_handler.callbacks)
         trainer.add_callback(_first_step_logger())
         if self.early_stopping_patience is not None:
             trainer.add_callback(early_stopping.callback(self.early_stopping_patience, self.early_stopping_threshold))

@@ -43,6 +43,31 @@ def test_the_installed_transformers_knows_every_name_of_ours():
     assert "wandb" in trackers._of_transformers()
 
 
+def test_mlflow_s_run_takes_the_evaluation_after_training_too():
+    """The rest of its callback, and other trackers, hear what they heard before."""
+    from transformers import TrainerCallback
+
+    class Ends(TrainerCallback):
+        def __init__(self):
+            self.heard = []
+
+        def on_train_end(self, *_, **__):
+            self.heard.append("train end")
+
+        def on_log(self, *_, **__):
+            self.heard.append("log")
+
+    class MLflowCallback(Ends):
+        pass
+
+    callbacks = [MLflowCallback(), Ends()]
+    trackers.keep_open(callbacks)
+    for callback in callbacks:
+        callback.on_train_end(None, None, None)
+        callback.on_log(None, None, None)
+    assert [callback.heard for callback in callbacks] == [["log"], ["train end", "log"]]
+
+
 def test_projects_are_called_as_the_experiment_unless_their_user_says_otherwise(monkeypatch, tmp_path):
     for variable in ("WANDB_DIR", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
         monkeypatch.setenv(variable, "")

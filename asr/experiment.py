@@ -24,6 +24,7 @@ from asr import (
     engines,
     failures,
     freezing,
+    history,
     leases,
     lora,
     manifest,
@@ -276,6 +277,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
     log.info("parameters: %s, of which %s are trained (%.3g %%)", f"{parameters['total']:,}", f"{parameters['trained']:,}", share)
     if rank.is_first:
         run.save(**facts)
+        history.keep(speech_trainer, run.path)
     measured: dict[str, Any] = {}
     try:
         if "train" in pipeline.stages:
@@ -284,9 +286,11 @@ def work(run: Run, rank: Rank | None = None) -> None:
             measured |= evaluate(speech_trainer)
     finally:  # too many of them are why a run ends
         if rank.is_first:
+            history.save(speech_trainer, run.path)
             _list_undecodable(speech_trainer, run)
     _log_forwarded(measured)
     if rank.is_first:
+        run.save(batches={phase: seen.describe() for phase, seen in speech_trainer.forwarded.items() if seen.batches})
         run.write_metrics(measured)
         if "evaluate" in pipeline.stages:
             run.write_predictions(scorer.predictions)

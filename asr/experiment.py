@@ -284,6 +284,8 @@ def work(run: Run, rank: Rank | None = None) -> None:
             measured |= train(speech_trainer, run, rank)
         if "evaluate" in pipeline.stages:
             measured |= evaluate(speech_trainer)
+            found = metrics.intervals(scorer.predictions, pipeline.trainer.eval_metrics)
+            measured |= {f"eval_{name}": value for name, value in found.items()}
     finally:  # too many of them are why a run ends
         if rank.is_first:
             history.save(speech_trainer, run.path)

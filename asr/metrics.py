@@ -1,19 +1,20 @@
-"""Word, character and match error rates, and every utterance's own errors.
+"""Word, character and match error rates with their intervals, and every utterance's own errors.
 
 In: token ids of an evaluation and the references. Out: corpus rates through evaluate modules that load
-offline (their work is jiwer's), and the lines of predictions.jsonl.
+offline (their work is jiwer's), how far chance moves them, and the lines of predictions.jsonl.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr.errors import ConfigError, DataError, did_you_mean
 from asr.sources import Utterance
+from asr.statistics import bootstrap
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,37 @@ def word_errors(reference: str, hypothesis: str) -> int:
     >>> word_errors("one two", "one three four")
     2
     """
+    return counted("wer", reference, hypothesis)[0]
+
+
+def counted(rate: str, reference: str, hypothesis: str) -> tuple[int, int]:
+    """Return the errors of one utterance and what wer, cer or mer counts them against.
+
+    >>> counted("wer", "one two", "one three four"), counted("cer", "ab", "abc"), counted("mer", "one two", "one three four")
+    ((2, 2), (1, 2), (2, 3))
+    """
     import jiwer
 
-    counted = jiwer.process_words(reference, hypothesis)
-    return int(counted.substitutions + counted.deletions + counted.insertions)
+    found = (jiwer.process_characters if rate == "cer" else jiwer.process_words)(reference, hypothesis)
+    errors = found.substitutions + found.deletions + found.insertions
+    there = found.hits + found.substitutions + found.deletions
+    return int(errors), int(there + found.insertions if rate == "mer" else there)
+
+
+def intervals(predictions: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """Return where chance alone could have put each of our rates, 95 % of the time: `wer_low`, `wer_high`, and so on.
+
+    Utterances are drawn again (asr.statistics). Of a rate that nothing was said for there is none.
+    """
+    import numpy as np
+
+    found: dict[str, float] = {}
+    for name in names:
+        if name in BUILT_IN and predictions:
+            errors, out_of = np.array([counted(name, line["reference"], line["hypothesis"]) for line in predictions]).T
+            low, high = bootstrap(errors, out_of)
+            found |= {} if math.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 @dataclass

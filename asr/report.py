@@ -105,7 +105,7 @@ def summary(run: Run) -> Table:
     table.add_column()
     for rate in ("wer", "cer", "mer"):
         if _known(metrics, f"eval_{rate}"):
-            table.add_row(rate.upper(), _percent(metrics[f"eval_{rate}"]))
+            table.add_row(rate.upper(), rate_text(metrics, f"eval_{rate}"))
     losses = [
         f"{metrics[f'{k}_loss']:.4f} ({name})"
         for k, name in (("eval", "evaluation"), ("train", "training"))
@@ -222,6 +222,14 @@ def shown_path(path: Path) -> str:
 
 def _known(metrics: dict[str, Any], key: str) -> bool:
     return metrics.get(key) is not None
+
+
+def rate_text(metrics: Mapping[str, Any], key: str, *, digits: int = 1) -> str:
+    """Return an error rate in percent, with the interval that chance alone gives it where that is known."""
+    text, ends = f"{100 * metrics[key]:.{digits}f} %", [metrics.get(f"{key}_{end}") for end in ("low", "high")]
+    if any(not isinstance(end, (int, float)) for end in ends):
+        return text
+    return f"{text} (95 %: {100 * ends[0]:.{digits}f} to {100 * ends[1]:.{digits}f})"  # type: ignore[operator]
 
 
 def _percent(rate: float) -> str:

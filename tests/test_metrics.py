@@ -76,6 +76,27 @@ def test_word_errors(reference, hypothesis, errors):
     assert metrics.word_errors(reference, hypothesis) == errors
 
 
+def test_intervals_hold_the_rates_that_they_belong_to():
+    dice = random.Random(1)
+    said = [" ".join(dice.choices("abcd", k=dice.randrange(1, 6))) for _ in range(200)]
+    heard = [text if dice.random() < 0.7 else " ".join(dice.choices("abcd", k=3)) for text in said]
+    lines = [{"reference": reference, "hypothesis": hypothesis} for reference, hypothesis in zip(said, heard, strict=True)]
+    found = metrics.intervals(lines, ["mer", "wer", "cer"])
+    assert list(found) == ["mer_low", "mer_high", "wer_low", "wer_high", "cer_low", "cer_high"]
+    for name in metrics.BUILT_IN:
+        rate = metrics.load(name)(references=said, predictions=heard)[name]
+        assert found[f"{name}_low"] < rate < found[f"{name}_high"]
+        counts = [metrics.counted(name, *pair) for pair in zip(said, heard, strict=True)]
+        assert sum(errors for errors, _ in counts) / sum(out_of for _, out_of in counts) == rate
+    assert metrics.intervals(lines, ["wer"]) == {name: found[name] for name in ("wer_low", "wer_high")}
+
+
+def test_where_nothing_was_said_or_scored_there_is_no_interval():
+    assert metrics.intervals([{"reference": "", "hypothesis": "a"}], ["wer", "cer"]) == {}
+    assert metrics.intervals([], ["wer"]) == {}
+    assert metrics.intervals([{"reference": "a", "hypothesis": "a"}], ["characters.py", "wer"]) == {"wer_low": 0.0, "wer_high": 0.0}
+
+
 CHARACTERS = """
 import datasets
 import evaluate

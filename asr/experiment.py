@@ -32,6 +32,7 @@ from asr import (
     nodes,
     permissions,
     preparing,
+    run_report,
     runs,
     seq2seq_outputs,
     sessions,
@@ -227,6 +228,7 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         end = ended_by(stop)
         log.error(*([end.error] if isinstance(stop, stops.Preempted) else ["%s; what is in %s stays", end.error, run.path]))
         _record(run, end)
+        _report(run)
         raise  # past Hydra, so that a sweep stops too
     if end.exit_code == stops.PREEMPTED:
         log.error("%s", end.error)
@@ -238,6 +240,8 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
     elif not _record(run, end):
         return end.exit_code or 1
+    else:
+        _report(run)
     return end.exit_code
 
 
@@ -250,6 +254,17 @@ def _record(run: Run, end: End) -> bool:
         log.error("how the run ended can't be recorded in %s: %s", run.path, error)
         return False
     return True
+
+
+def _report(run: Run) -> None:
+    """Write the page of a run that has ended; a failure of that is no failure of the run."""
+    if run.record.get("rehearsal"):
+        return
+    try:
+        run_report.write(run)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s can't be written (%s); the run is as it is, and `asr report` tries again", run.path / run_report.PAGE_FILE, why)
 
 
 def explained(story: Callable[[], End], run_dir: Path) -> End:

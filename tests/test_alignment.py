@@ -19,8 +19,14 @@ def test_each_kind_of_error_stands_beside_its_word():
 
 @pytest.mark.parametrize(
     ("reference", "hypothesis", "kinds"),
-    [("", "", []), ("", "uh huh", ["insert"] * 2), ("yes", "", ["delete"]), ("שלום עולם", "שלום", ["equal", "delete"]), ("👋 hi", "👋 hi", ["equal"] * 2)],
-)  # fmt: skip
+    [
+        ("", "", []),
+        ("", "uh huh", ["insert"] * 2),
+        ("yes", "", ["delete"]),
+        ("שלום עולם", "שלום", ["equal", "delete"]),
+        ("👋 hi", "👋 hi", ["equal"] * 2),
+    ],
+)
 def test_empty_sides_and_any_script(reference, hypothesis, kinds):
     (words,) = aligned([reference], [hypothesis])
     assert [word.kind for word in words] == kinds

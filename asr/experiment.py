@@ -264,7 +264,7 @@ def _report(run: Run) -> None:
         run_report.write(run)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s can't be written (%s); the run is as it is, and `asr report` tries again", run.path / run_report.PAGE_FILE, why)
+        log.warning("%s can't be written (%s); the run is as it is, and `asr report` tries again", run.path / runs.PAGE_FILE, why)
 
 
 def explained(story: Callable[[], End], run_dir: Path) -> End:

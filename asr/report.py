@@ -16,8 +16,7 @@ from asr.circumstances import MEASURED, in_metrics, metrics_of
 from asr.differences import Difference, as_json
 from asr.errors import listed
 from asr.rehearsal import verdict
-from asr.run_report import PAGE_FILE
-from asr.runs import RUN_FILE, Run
+from asr.runs import PAGE_FILE, RUN_FILE, Run
 from asr.secrets import printable
 
 if TYPE_CHECKING:  # what composes isn't needed to show runs

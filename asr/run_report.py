@@ -28,7 +28,6 @@ from asr.sources import Utterance
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PAGE_FILE = "report.html"
 MOST_WORST = 20
 """Utterances that are shown."""
 MOST_CONFUSED = 25
@@ -51,7 +50,7 @@ def write(run: Run) -> Path:
     if run.record.get("rehearsal") or run.record["status"] == "dry_run":
         what = "a rehearsal: `asr show` has its verdict" if run.record.get("rehearsal") else "a dry run: nothing was run"
         raise ConfigError(f"{run.path} is {what}.")
-    path = run.path / PAGE_FILE
+    path = run.path / runs.PAGE_FILE
     text = as_page(run)
     runs.write_text(path, text.encode("utf-8", "replace").decode("utf-8"))  # bytes in file names may be no UTF-8
     return path

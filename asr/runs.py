@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml", "metrics.json", "predictions.jsonl"
 LOG_FILE = "run.log"
+PAGE_FILE = "report.html"
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 PACKAGES = (

@@ -5,9 +5,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from conftest import composed
 
-from asr import history
-from asr.errors import ConfigError
+from asr import experiment, history
+from asr.errors import ConfigError, TrainingError
+from asr.runs import Run
 
 
 def trainer_of(*events):
@@ -60,6 +62,24 @@ def test_a_line_cut_short_is_named(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"st')
     with pytest.raises(ConfigError, match=r"history\.jsonl, line 2, can't be read"):
         history.load(tmp_path)
+
+
+def test_a_training_that_fails_midway_leaves_what_was_logged(tmp_path, monkeypatch):
+    import torch
+
+    run = Run.create(tmp_path / "r", composed(), command=[], overrides=[])
+    trainer = trainer_of()
+    trainer.model, trainer.args, trainer.forwarded = torch.nn.Linear(1, 1), SimpleNamespace(device="cpu"), {}
+
+    def train(*_):
+        trainer.state.log_history.append({"loss": 2.0, "step": 1})
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(experiment, "build", lambda *_: (trainer, None))
+    monkeypatch.setattr(experiment, "train", train)
+    with pytest.raises(TrainingError):
+        experiment.work(run)
+    assert history.load(run.path) == [{"loss": 2.0, "step": 1}]
 
 
 def test_a_run_has_its_history(run_dir):

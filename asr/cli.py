@@ -46,6 +46,15 @@ def show(run: Annotated[Path, typer.Argument(help="A run directory, such as outp
     show_table(summary(Run.load(run)))
 
 
+@commands.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory, whatever became of the run.")]) -> None:
+    """Write a run's page, report.html, again: error rates, curves, where errors are, the worst utterances to read and hear."""
+    from asr.report import shown_path
+    from asr.run_report import write
+
+    print(shown_path(write(Run.load(run))))
+
+
 @commands.command(name="list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("outputs")) -> None:
     """List the runs below a folder, the newest last."""

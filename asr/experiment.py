@@ -24,6 +24,7 @@ from asr import (
     engines,
     failures,
     freezing,
+    history,
     leases,
     lora,
     manifest,
@@ -33,6 +34,7 @@ from asr import (
     permissions,
     preparing,
     publishing,
+    run_report,
     runs,
     seq2seq_outputs,
     sessions,
@@ -252,6 +254,7 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         end = ended_by(stop)
         log.error(*([end.error] if isinstance(stop, stops.Preempted) else ["%s; what is in %s stays", end.error, run.path]))
         _record(run, end)
+        _report(run)
         raise  # past Hydra, so that a sweep stops too
     if end.exit_code == stops.PREEMPTED:
         log.error("%s", end.error)
@@ -263,6 +266,8 @@ def guarded(run: Run, story: Callable[[], End]) -> int:
         run.discard()  # what a configuration names is loaded before training: exit code 2 leaves nothing behind
     elif not _record(run, end):
         return end.exit_code or 1
+    else:
+        _report(run)
     return end.exit_code
 
 
@@ -275,6 +280,17 @@ def _record(run: Run, end: End) -> bool:
         log.error("how the run ended can't be recorded in %s: %s", run.path, error)
         return False
     return True
+
+
+def _report(run: Run) -> None:
+    """Write the page of a run that has ended; a failure of that is no failure of the run."""
+    if run.record.get("rehearsal"):
+        return
+    try:
+        run_report.write(run)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s can't be written (%s); the run is as it is, and `asr report` tries again", run.path / runs.PAGE_FILE, why)
 
 
 def explained(story: Callable[[], End], run_dir: Path) -> End:
@@ -303,6 +319,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
     log.info("parameters: %s, of which %s are trained (%.3g %%)", f"{parameters['total']:,}", f"{parameters['trained']:,}", share)
     if rank.is_first:
         run.save(**facts)
+        history.keep(speech_trainer, run.path)
     measured: dict[str, Any] = {}
     try:
         if "train" in pipeline.stages:
@@ -313,9 +330,11 @@ def work(run: Run, rank: Rank | None = None) -> None:
             measured |= {f"eval_{name}": value for name, value in found.items()}
     finally:  # too many of them are why a run ends
         if rank.is_first:
+            history.save(speech_trainer, run.path)
             _list_undecodable(speech_trainer, run)
     _log_forwarded(measured)
     if rank.is_first:
+        run.save(batches={phase: seen.describe() for phase, seen in speech_trainer.forwarded.items() if seen.batches})
         run.write_metrics(measured)
         if "evaluate" in pipeline.stages:
             run.write_predictions(scorer.predictions)

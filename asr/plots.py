@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 INK = "#010203"
 """Stands for the page's own text colour: becomes currentColor."""
@@ -18,6 +19,10 @@ COLOURS = ("#3b82c4", "#d97706", "#2f9e6e", "#c0504d", "#8b6fc0", "#8a8f2a", "#c
 
 MOST_MARKS = 10
 """Of an axis; more values have marks at round numbers."""
+MOST_DOTS = 40
+"""Of a line; more points are the line alone."""
+MARGINS = {"left": 0.11, "right": 0.98, "top": 0.91, "bottom": 0.14}
+"""Around the axes of a plot, as shares of it: enough for numbers."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def line_plot(
     x_ticks: Sequence[str] | None = None,
     best: tuple[float, float] | None = None,
     legend_title: str = "",
+    log_y: bool = False,
 ) -> str:
     """Return a plot of one line a series as SVG; `x_ticks` names x = 0, 1, ...; `best` is a point to ring."""
     import matplotlib
@@ -48,13 +54,13 @@ def line_plot(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asr", "font.size": 11, "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained" if x_ticks or log_x else None)  # as long again, for names of any length
+        axes = figure.subplots(gridspec_kw=None if x_ticks or log_x else MARGINS)
         for number, one in enumerate(series):
             axes.plot(
                 one.x,
                 one.y,
-                marker="o",
+                marker="o" if len(one.x) <= MOST_DOTS or not one.line else "",
                 markersize=5,
                 linestyle="-" if one.line else "",
                 color=COLOURS[number % len(COLOURS)],
@@ -72,7 +78,11 @@ def line_plot(
         elif len(marks) <= MOST_MARKS:
             axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
             axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if log_y:
+            axes.set_yscale("log")
+            axes.yaxis.minorticks_off()  # a label is looked for at each
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_title(title, loc="left", fontsize=12, color=INK)
@@ -135,5 +145,6 @@ def _embedded(svg: str, title: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", body, count=1)
-    body = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r'\1 role="img"', body, count=1)
+    body = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    body = body.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
     return body.replace(INK, "currentColor")

@@ -16,7 +16,7 @@ from asr.circumstances import MEASURED, in_metrics, metrics_of
 from asr.differences import Difference, as_json
 from asr.errors import listed
 from asr.rehearsal import verdict
-from asr.runs import RUN_FILE, Run
+from asr.runs import PAGE_FILE, RUN_FILE, Run
 from asr.secrets import printable
 
 if TYPE_CHECKING:  # what composes isn't needed to show runs
@@ -134,6 +134,8 @@ def summary(run: Run) -> Table:
     if record.get("error"):
         table.add_row("error", str(record["error"]))
     table.add_row("run", shown_path(run.path))
+    if (run.path / PAGE_FILE).is_file():
+        table.add_row("page", shown_path(run.path / PAGE_FILE))
     return table
 
 

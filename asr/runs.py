@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml", "metrics.json", "predictions.jsonl"
 LOG_FILE = "run.log"
+PAGE_FILE = "report.html"
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 PACKAGES = (
@@ -122,6 +123,12 @@ class Run:
         """The content of metrics.json; empty while there is none."""
         path = self.path / METRICS_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """The lines of predictions.jsonl; none while there is none. Raises ConfigError for a line that holds no prediction."""
+        path = self.path / PREDICTIONS_FILE
+        return read_lines(path, keys={"id": str, "reference": str, "hypothesis": str}) if path.is_file() else []
 
     @property
     def has_weights(self) -> bool:
@@ -302,6 +309,24 @@ def configure_logging(run_dir: Path | None) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path, keys: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+    """Read a JSON object a line, each with these keys; raise ConfigError that names the line that is none."""
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"it holds {type(row).__name__}, not keys")
+                for key, kind in (keys or {}).items():
+                    if not isinstance(row.get(key), kind):
+                        raise ValueError(f"it has no {key}")
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{path}, line {number}, can't be read: {error}.") from error
+            rows.append(row)
+    return rows
 
 
 def write_text(path: Path, text: str) -> None:

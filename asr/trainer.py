@@ -173,11 +173,17 @@ def _shape_trial(trainer: Any) -> Any:
     return ShapeTrial()
 
 
+MOST_SHAPES = 100
+"""That run.json lists; with batching=longest nearly every step has its own."""
+
+
 @dataclass
 class Forwarded:
     """What went through the model's forward: counted from the tensors themselves, not from a plan."""
 
     shapes: set[tuple[int, ...]] = field(default_factory=set)
+    batches: dict[Shape, list[int]] = field(default_factory=dict)
+    """Of each shape: how many batches, and how much of their input was real."""
     real: int = 0
     padded: int = 0
     audio_seconds: float = 0.0
@@ -186,16 +192,23 @@ class Forwarded:
 
     def count(self, facts: BatchFacts, inputs: Any, labels: Any, shape: Shape) -> None:
         self.shapes.add((*inputs.shape, *labels.shape))
+        self._add(shape, 1, sum(facts.lengths))
         self.real += sum(facts.lengths)
         self.padded += shape.rows * shape.length
         self.audio_seconds += sum(facts.seconds)
 
+    def _add(self, shape: Shape, batches: int, real: int) -> None:
+        counted = self.batches.setdefault(shape, [0, 0])
+        counted[0] += batches
+        counted[1] += real
+
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "shapes": sorted(self.shapes)}
+        return {**vars(self), "shapes": sorted(self.shapes), "batches": [[*shape, *counted] for shape, counted in self.batches.items()]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Forwarded:
-        return cls(**{**content, "shapes": {tuple(shape) for shape in content["shapes"]}})
+        batches = {Shape(*row[:3]): row[3:] for row in content.get("batches", ())}  # checkpoints from before they were counted have none
+        return cls(**{**content, "shapes": {tuple(shape) for shape in content["shapes"]}, "batches": batches})
 
     @classmethod
     def of(cls, parts: Sequence[Forwarded]) -> Forwarded:
@@ -203,6 +216,8 @@ class Forwarded:
         whole = cls()
         for part in parts:
             whole.shapes |= part.shapes
+            for shape, counted in part.batches.items():
+                whole._add(shape, *counted)
             whole.real += part.real
             whole.padded += part.padded
             whole.audio_seconds += part.audio_seconds
@@ -213,6 +228,14 @@ class Forwarded:
     def padding_efficiency(self) -> float:
         """The share of computed input that is audio and not padding."""
         return self.real / self.padded if self.padded else 0.0
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what run.json says of the batches: their shapes, those of most batches first, and the share of input that was real."""
+        rows = sorted(self.batches.items(), key=lambda item: (-item[1][0], item[0]))[:MOST_SHAPES]
+        return [
+            {**shape._asdict(), "batches": batches, "padding_efficiency": round(real / (batches * shape.rows * shape.length), 4)}
+            for shape, (batches, real) in rows
+        ]
 
 
 _ENDED: list[Any] = []

@@ -158,3 +158,11 @@ def test_every_benchmark_has_help(name):
     done = subprocess.run([sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{name}.py" in done.stdout
+
+
+def test_a_page_is_written_and_weighed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    importlib.import_module("page").main(["--utterances", "5", "--steps", "100"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["utterances"] == 5
+    assert 0 < figures["megabytes"] < 4

@@ -1,6 +1,7 @@
 """The mixed trainer on a real model and corpus: what batch size, padding and accumulation may not change."""
 
 import gc
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,14 @@ def test_what_went_through_forward_is_counted(tmp_path):
     assert {shape[:3] for shape in seen.shapes} == shapes
     assert {(s.length, s.labels, s.rows) for s in plan.shapes} == {(length, labels, rows) for rows, length, _, _, labels in seen.shapes}
     assert seen.padding_efficiency == pytest.approx(plan.padding_efficiency)
+    described = seen.describe()
+    assert {(row["length"], row["labels"], row["rows"]): row["batches"] for row in described} == {
+        tuple(shape): number for shape, number in zip(plan.shapes, plan.num_batches, strict=True)
+    }
+    real = sum(row["padding_efficiency"] * row["batches"] * row["rows"] * row["length"] for row in described)
+    assert real / seen.padded == pytest.approx(plan.padding_efficiency, abs=1e-3)
+    twice = trainer.Forwarded.of([seen, trainer.Forwarded.from_json(json.loads(json.dumps(seen.to_json())))]).describe()
+    assert twice == [{**row, "batches": 2 * row["batches"]} for row in described]
 
 
 @pytest.mark.parametrize(("batching", "num_shapes"), [("fixed batching.seconds=4", 1), ("buckets batching.max_shapes=2", 2)])

@@ -26,7 +26,7 @@ def read(path: Path):
 
 
 def test_the_run_directory_is_the_contract_s(run_dir):
-    files = "config.yaml run.json metrics.json predictions.jsonl run.log vocab.json".split()
+    files = "config.yaml run.json metrics.json predictions.jsonl history.jsonl report.html run.log vocab.json".split()
     assert {p.name for p in run_dir.iterdir()} == {*files, "model", "checkpoints", "tensorboard", "manifest"}
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-6"}  # save_total_limit
     assert list((run_dir / "tensorboard").glob("events.*"))
@@ -120,7 +120,7 @@ def test_preparing_alone_writes_no_model(launch, tmp_path):
     assert done.code == 0, done.err
     for said in ("utterances", "hours", "speakers", "seconds, mean", "labels, max", "left out"):
         assert said in done.out, said
-    assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "run.json", "run.log", "manifest", "vocab.json"}
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "run.json", "run.log", "report.html", "manifest", "vocab.json"}
     assert read(tmp_path / "p" / "run.json")["status"] == "finished"
 
 

@@ -19,6 +19,9 @@ POOL = 4
 LEAST_MATCH = 4
 """Characters that two texts must have in common for their overlap to be known by them."""
 
+OFF_PENALTY, LEAST_OFF = 0.25, 8.0
+"""What a character beside the place where the overlap is expected takes off a match's score, and how far off it may always be."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -154,7 +157,7 @@ def seam(left: NDArray[np.int32], right: NDArray[np.int32]) -> int:
     stretches = [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
     if not stretches:
         return int(middle)
-    begin, end = max(stretches, key=lambda s: (s[1] - s[0]) - abs((s[0] + s[1]) / 2 - middle) / 2)
+    begin, end = max(stretches, key=lambda s: (s[1] - s[0]) - abs((s[0] + s[1]) / 2 - middle) / 4)
     return (begin + end + 1) // 2
 
 
@@ -233,7 +236,10 @@ def _at_space(text: str, position: float) -> int:
 
 
 def _aligned(left: str, right: str, shift: float) -> list[tuple[int, int]]:
-    """Return the pairs of equal characters of the best local alignment; among about equal ones, that nearest the expected `shift`."""
+    """Return the pairs of equal characters of the best local alignment near the expected `shift`: what is said again, as a refrain is,
+    must not be taken for what is heard twice.
+    """
+    most_off = max(LEAST_OFF, 0.6 * (len(left) - shift))
     scores = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]
     best, end = 0.0, (0, 0)
     for i, a in enumerate(left, 1):
@@ -241,8 +247,9 @@ def _aligned(left: str, right: str, shift: float) -> list[tuple[int, int]]:
         for j, b in enumerate(right, 1):
             here = max(0.0, above[j - 1] + (1.0 if a == b else -1.0), above[j] - 1.0, row[j - 1] - 1.0)
             row[j] = here
-            value = here - 0.05 * abs((i - j) - shift)
-            if here and value > best:
+            off = abs((i - j) - shift)
+            value = here - OFF_PENALTY * off
+            if here and off <= most_off and value > best:
                 best, end = value, (i, j)
     i, j = end
     pairs = []

@@ -85,8 +85,11 @@ def find(name: str, *, language: str | None = None, task: str | None = None) -> 
         splits = run.record.get("dataset", {}).get("splits", {})
         trained_seconds = splits.get("train", {}).get("seconds", {}).get("max")
         name = str(path / "model")
-    files = PretrainedFiles(name, key=KEY)
-    config = files.config()
+    files = PretrainedFiles(name)
+    try:
+        config = files.config()
+    except ConfigError as error:
+        raise ConfigError(error.problem, key=KEY) from error
     model_type, architectures = config.get("model_type"), [str(a) for a in config.get("architectures") or []]
     if model_type != WHISPER and (language or task):
         raise ConfigError(f"is Whisper's; {name} is a {model_type!r}.", key="--language" if language else "--task")

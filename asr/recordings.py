@@ -30,7 +30,10 @@ def find(named: Sequence[str]) -> list[Utterance]:
     found = [recording for name in named for recording in _named(name)]
     if not found:
         raise ConfigError("names no audio: give files, folders, patterns or a manifest (.jsonl).", key=KEY)
-    return list({(u.audio.absolute(), u.column, u.row, u.start_seconds, u.seconds): u for u in reversed(found)}.values())[::-1]
+    once: dict[tuple[object, ...], Utterance] = {}
+    for recording in found:
+        once.setdefault((recording.audio.absolute(), recording.column, recording.row, recording.start_seconds, recording.seconds), recording)
+    return list(once.values())
 
 
 def _named(name: str) -> list[Utterance]:

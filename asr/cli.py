@@ -124,6 +124,10 @@ def transcribe(
     device: Annotated[str, typer.Option(help="cpu, hpu, cuda, or auto: whichever is here.")] = "auto",
     language: Annotated[Optional[str], typer.Option(help="Of Whisper: the language that is spoken; by default the model's own.")] = None,  # noqa: UP045
     task: Annotated[Optional[str], typer.Option(help="Of Whisper: transcribe or translate.")] = None,  # noqa: UP045
+    decoder: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="KEY=VALUE", help="Of CTC: keys of decoder=beam, such as lm=lm.arpa; or greedy. By default the run's own."),
+    ] = None,
 ) -> None:
     """Write down what is said in recordings of any length and format, as text, JSON or subtitles.
 
@@ -144,6 +148,7 @@ def transcribe(
         device=device,
         language=language,
         task=task,
+        decoder=transcription.decoder_of(decoder or ()),
     )
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from asr import ctc_outputs, engines, features, gaudi, seq2seq_outputs
 from asr.batching import FILLER
 from asr.collate import BATCH_FACTS, Collator, Row
+from asr.config import node_of, under
 from asr.ctc import CTCModel
+from asr.decoding import BeamDecoder
 from asr.errors import ConfigError
 from asr.planning import Shape
 from asr.pretrained import PretrainedFiles
@@ -59,6 +61,8 @@ class Found:
     folder: str
     model: Model
     trained_seconds: float | None = None
+    decoder: BeamDecoder | None = None
+    """The search that the run was scored with."""
 
     @property
     def generates(self) -> bool:
@@ -77,13 +81,14 @@ def find(name: str, *, language: str | None = None, task: str | None = None) -> 
 
     `language` and `task` are Whisper's; without them what was saved with the model counts.
     """
-    path, trained_seconds = Path(name).expanduser(), None
+    path, trained_seconds, decoder = Path(name).expanduser(), None, None
     if (path / RUN_FILE).exists():
         run = Run.load(path)
         if not (path / "model").is_dir():
             raise ConfigError(f"{name} holds no model/: its run ended as {run.record['status']}, before it was saved.", key=KEY)
         splits = run.record.get("dataset", {}).get("splits", {})
         trained_seconds = splits.get("train", {}).get("seconds", {}).get("max")
+        decoder = _decoder(run)
         name = str(path / "model")
     files = PretrainedFiles(name)
     try:
@@ -108,7 +113,16 @@ def find(name: str, *, language: str | None = None, task: str | None = None) -> 
             f"{name} is a {', '.join(architectures) or model_type!r}, which writes no text: name a fine-tuned model.", key=KEY
         )
     model.check_reachable()
-    return Found(name, model, trained_seconds)
+    return Found(name, model, trained_seconds, decoder)
+
+
+def _decoder(run: Run) -> BeamDecoder | None:
+    """Return the search of a run's configuration; None for one that is greedy, or a team's own, which isn't made here."""
+    node = dict(run.config.get("decoder") or {})
+    if node.pop("_target_", "") != f"{BeamDecoder.__module__}.{BeamDecoder.__qualname__}":
+        return None
+    with under("decoder"):
+        return node_of(BeamDecoder, node)  # type: ignore[no-any-return]
 
 
 def _generation(files: PretrainedFiles) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def find(named: Sequence[str]) -> list[Utterance]:
         raise ConfigError("names no audio: give files, folders, patterns or a manifest (.jsonl).", key=KEY)
     once: dict[tuple[object, ...], Utterance] = {}
     for recording in found:
-        once.setdefault((recording.audio.absolute(), recording.column, recording.row, recording.start_seconds, recording.seconds), recording)
+        once.setdefault(
+            (recording.audio.absolute(), recording.column, recording.row, recording.start_seconds, recording.seconds), recording
+        )
     return list(once.values())
 
 

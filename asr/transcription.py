@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from asr import audio, chunks, ctc_words, subtitles
 from asr import recordings as audio_named
 from asr.chunks import Chunk, Frames, Texts, Window, text_of
+from asr.config import check_ranges, node_of, under
+from asr.decoding import BeamDecoder, GreedyDecoder, Search, Stretches
 from asr.errors import ConfigError, DataError, did_you_mean, listed
 from asr.files import written
 from asr.sources import Utterance
@@ -66,6 +68,7 @@ class _Open:
     """A recording that is being heard: what has been heard, and how many chunks there are, once it is known."""
 
     frames: Frames = field(default_factory=Frames)
+    stretches: Stretches | None = None
     texts: Texts = field(default_factory=Texts)
     samples: int = 0
     num_heard: int = 0
@@ -79,7 +82,10 @@ class _Open:
 class Transcriber:
     """Hears recordings, several at a time where they are short. `problems` are those that can't be read, by number."""
 
-    def __init__(self, recogniser: Recogniser, cutting: Cutting, *, progress: Callable[[float], object] | None = None) -> None:
+    def __init__(
+        self, recogniser: Recogniser, cutting: Cutting, *, search: Search | None = None, progress: Callable[[float], object] | None = None
+    ) -> None:
+        self.search = search
         self.recogniser, self.progress = recogniser, progress or (lambda seconds: None)
         self.rate_hz = recogniser.rate_hz
         self.window = Window.of(cutting.chunk_seconds, cutting.overlap_seconds, self.rate_hz, recogniser.frame_samples)
@@ -94,7 +100,7 @@ class Transcriber:
         rows = ROWS_ON_HPU if self.recogniser.device == "hpu" else None
         for batch in chunks.batched(self._chunks(recordings, order), self.most_samples, rows=rows):
             shape = self.recogniser.shape_of(max(len(chunk.samples) for chunk in batch), self.window.size, rows or len(batch))
-            heard = self.recogniser.hear([chunk.samples for chunk in batch], shape=shape)
+            heard = self.recogniser.hear([chunk.samples for chunk in batch], shape=shape, log_probs=self.search is not None)
             for chunk, said in zip(batch, heard, strict=True):
                 self._take_in(chunk, said)
             yield from self._done(recordings)
@@ -103,7 +109,7 @@ class Transcriber:
     def _chunks(self, recordings: Sequence[Utterance], order: Sequence[int]) -> Iterator[Chunk]:
         """Yield the chunks of recordings, one after another; one that can't be read to its end is noted and left out."""
         for number in order:
-            state = self._open[number] = _Open()
+            state = self._open[number] = _Open(stretches=Stretches(self.search, self.recogniser.blank) if self.search else None)
             cut = 0
             try:
                 for chunk in chunks.cut(number, self._blocks(recordings[number]), self.window):
@@ -130,7 +136,9 @@ class Transcriber:
         if heard.tokens is None:
             state.texts.add(chunk.number, heard.text, chunk.start, len(chunk.samples))
         else:
-            state.frames.add(chunk.number, chunk.start // self.recogniser.frame_samples, heard.tokens)
+            state.frames.add(chunk.number, chunk.start // self.recogniser.frame_samples, heard.tokens, heard.log_probs)
+            if state.stretches:
+                state.stretches.add(state.frames.settled())
 
     def _done(self, recordings: Sequence[Utterance]) -> Iterator[tuple[int, Transcript]]:
         for number in [number for number, state in self._open.items() if state.is_done]:
@@ -146,7 +154,11 @@ class Transcriber:
 
     def _of_frames(self, name: str, state: _Open) -> Transcript:
         recogniser, seconds = self.recogniser, state.samples / self.rate_hz
-        runs = ctc_words.runs(state.frames.end(), recogniser.blank)
+        tokens = state.frames.end()
+        if state.stretches:
+            state.stretches.add(state.frames.settled())
+            tokens = state.stretches.end()
+        runs = ctc_words.runs(tokens, recogniser.blank)
         found = ctc_words.words(runs, recogniser.tokenizer)
         at = recogniser.frame_samples / self.rate_hz
         said = [Said(word.text, min(word.begin * at, seconds), min(word.end * at, seconds)) for word in found]
@@ -199,6 +211,7 @@ def transcribe(
     device: str = "auto",
     language: str | None = None,
     task: str | None = None,
+    decoder: GreedyDecoder | BeamDecoder | None = None,
     show: Callable[[str], object] = print,
 ) -> None:
     """Transcribe recordings: shown in the order they were named in, or written into a folder as they are done.
@@ -212,14 +225,16 @@ def transcribe(
     check_formats(formats, into, len(recordings))
     found = recogniser.find(model, language=language, task=task)
     cutting = Cutting.of(found.usual_seconds, chunk_seconds, overlap_seconds, batch_seconds, most=found.model.most_seconds())
+    decoder = _checked(decoder or found.decoder or GreedyDecoder(), generates=found.generates)
     where = places(recordings, into, formats, overwrite=overwrite) if into else []
     recordings, problems = audio_named.measured(recordings)
     for problem in problems.values():
         log.error("%s", problem)
     if len(problems) < len(recordings):
         loaded = recogniser.Recogniser(found, device)
+        search = decoder.search(loaded.tokenizer) if isinstance(decoder, BeamDecoder) else None
         with _bar(sum(r.seconds or 0.0 for r in recordings)) as bar:
-            transcriber = Transcriber(loaded, cutting, progress=bar.update)
+            transcriber = Transcriber(loaded, cutting, search=search, progress=bar.update)
             begin, shown = time.perf_counter(), _InOrder(recordings, problems, formats[0], show)
             for number, transcript in transcriber.transcripts(recordings):
                 if into:
@@ -234,6 +249,33 @@ def transcribe(
         _say_speed(transcriber.seconds_heard, took, len(recordings) - len(problems), into)
     if problems:
         raise DataError(f"{len(problems)} of {len(recordings)} recordings can't be read; the others are transcribed.")
+
+
+def decoder_of(words: Sequence[str]) -> GreedyDecoder | BeamDecoder | None:
+    """Return the decoder that a command line names: `greedy`, or keys of a beam search with their values; None where it names none."""
+    import yaml
+
+    if not words:
+        return None
+    if list(words) == ["greedy"]:
+        return GreedyDecoder()
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r} is neither greedy nor key=value, such as lm=lm.arpa.", key="--decoder")
+        values[key] = value if key in ("lm", "lexicon") else yaml.safe_load(value)
+    with under("--decoder"):
+        made: BeamDecoder = node_of(BeamDecoder, values)
+    return made
+
+
+def _checked(decoder: GreedyDecoder | BeamDecoder, *, generates: bool) -> GreedyDecoder | BeamDecoder:
+    if generates and decoder.searches:
+        raise ConfigError("is for CTC models; this one generates its text.", key="--decoder")
+    check_ranges(decoder)
+    decoder.check_reachable()
+    return decoder
 
 
 def check_formats(formats: Sequence[str], into: Path | None, num_recordings: int) -> None:

@@ -1,5 +1,7 @@
 """Chunks that overlap, and what was heard in them joined again."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_chunks_cover_a_recording_and_overlap(length, block):
     for chunk in chunks:
         np.testing.assert_array_equal(chunk.samples, samples[chunk.start : chunk.start + len(chunk.samples)])
         assert len(chunk.samples) <= 100
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         assert (len(before.samples), after.start) == (100, before.start + 70)
         assert len(after.samples) > 30  # it brings something new
     if chunks:

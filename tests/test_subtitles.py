@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 from asr.subtitles import FORMATS, MOST_CHARACTERS, MOST_SECONDS, Said, Transcript, cues
 
@@ -51,7 +52,7 @@ def test_a_subtitle_is_two_lines_and_a_few_seconds():
 def test_parts_without_times_of_words_are_shared_out():
     heard = Transcript("a.wav", 30.0, "", parts=[Said("so many words " * 20, 0.0, 20.0), Said("the end", 20.0, 30.0)])
     found = list(cues(heard))
-    assert all(a.end <= b.start + 1e-6 for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end <= b.start + 1e-6 for a, b in pairwise(found))
     assert (found[0].start, round(found[-1].end, 6)) == (0.0, 30.0)
 
 

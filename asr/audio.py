@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ LOUDEST = 2.0**31
 """Floating-point samples beyond integers that were never scaled are no sound; their squares soon have no number."""
 BLOCK_SAMPLES = 1 << 24
 """Of all channels, decoded at once: the length that a header says is memory asked for before a sample is read."""
+STREAMED_SECONDS = 30
+"""Of a file that is read block after block, at once."""
 
 
 def seconds_of(path: Path, *, column: str = "", row: int | None = None, content: bytes | None = None) -> float:
@@ -116,14 +119,67 @@ def read(
         raise DataError(
             f"{_where(path, row)} is cut short: {len(samples) / rate_hz:.2f} s of {seconds:.2f} s can be decoded; repair or leave it out."
         )
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    mono = _mono(samples)
     if rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, rate_hz, sample_rate_hz)
-    if not (finite or np.isfinite(mono).all()):  # integer samples, flac's too, can't be otherwise
-        raise DataError(f"{_where(path, row)} holds samples that are NaN or infinite; repair it or leave it out.")
-    if not finite and len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
-        raise DataError(f"{_where(path, row)} holds samples of more than 2**31, which are no sound; repair it or leave it out.")
+    if not finite:  # integer samples, flac's too, can't be otherwise
+        _check_sound(mono, _where(path, row))
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def blocks(
+    path: Path,
+    sample_rate_hz: int,
+    *,
+    column: str = "",
+    row: int | None = None,
+    start_seconds: float | None = None,
+    seconds: float | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield what `read` returns in blocks, so that a recording of any length takes the memory of one; raises as `read` does.
+
+    A file of its own that ends before what its header promises is cut short: that is found out after its last block.
+    """
+    import numpy as np
+    import soundfile
+    import soxr
+
+    try:
+        stored = _stored(path, column, row, None)
+        with soundfile.SoundFile(stored) as file:
+            _check_header(file, stored, _where(path, row))
+            rate_hz, left, finite = file.samplerate, file.frames, file.subtype.startswith("PCM")
+            if start_seconds is not None:
+                start = min(round(start_seconds * rate_hz), file.frames)
+                file.seek(start)
+                left = min(left - start, left if seconds is None else round(seconds * rate_hz))
+            stream = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32") if rate_hz != sample_rate_hz else None
+            while left > 0:
+                wanted = min(STREAMED_SECONDS * rate_hz, left)
+                mono = _mono(file.read(wanted, dtype="float32", always_2d=True))
+                left = left - len(mono) if len(mono) == wanted else 0
+                lost = wanted - len(mono)
+                if not finite:
+                    _check_sound(mono, _where(path, row))
+                yield np.ascontiguousarray(stream.resample_chunk(mono, last=left == 0) if stream else mono, dtype=np.float32)
+                if lost > TOLERANCE_SECONDS * rate_hz:
+                    raise DataError(f"{_where(path, row)} is cut short: its last seconds can't be decoded; repair it or leave it out.")
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, row, error) from error
+
+
+def _mono(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+def _check_sound(mono: NDArray[np.float32], where: str) -> None:
+    """Raise DataError for floating-point samples that are no sound."""
+    import numpy as np
+
+    if not np.isfinite(mono).all():
+        raise DataError(f"{where} holds samples that are NaN or infinite; repair it or leave it out.")
+    if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
+        raise DataError(f"{where} holds samples of more than 2**31, which are no sound; repair it or leave it out.")
 
 
 def _decoded(file: Any, count: int) -> NDArray[np.float32]:

@@ -170,6 +170,53 @@ def doctor(
         raise typer.Exit(1)
 
 
+@commands.command()
+def transcribe(
+    model: Annotated[str, typer.Argument(help="A run directory, the folder of a model, or a model of the hub.")],
+    audio: Annotated[list[str], typer.Argument(help="Audio files, folders of them, patterns in quotes, or manifests (.jsonl).")],
+    form: Annotated[list[str], typer.Option("--format", help="text, json, srt or vtt; repeatable together with --into.")] = ["text"],  # noqa: B006
+    into: Annotated[Optional[Path], typer.Option(help="Write a file a recording into this folder, instead of showing text.")] = None,  # noqa: UP045
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over transcripts that are there.")] = False,
+    chunk_seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Longest part heard at once; by default what the run was trained on, or 20 s, or Whisper's window."),
+    ] = None,
+    overlap_seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="What a part shares with the next; by default a third."),
+    ] = None,
+    batch_seconds: Annotated[float, typer.Option(help="Most audio in a batch, its padding included.")] = 120.0,
+    device: Annotated[str, typer.Option(help="cpu, hpu, cuda, or auto: whichever is here.")] = "auto",
+    language: Annotated[Optional[str], typer.Option(help="Of Whisper: the language that is spoken; by default the model's own.")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="Of Whisper: transcribe or translate.")] = None,  # noqa: UP045
+    decoder: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="KEY=VALUE", help="Of CTC: keys of decoder=beam, such as lm=lm.arpa; or greedy. By default the run's own."),
+    ] = None,
+) -> None:
+    """Write down what is said in recordings of any length and format, as text, JSON or subtitles.
+
+    What can't be read is told, the rest goes on, and the command ends with exit code 3.
+    """
+    from asr import runs, transcription
+
+    runs.configure_logging(None)
+    transcription.transcribe(
+        model,
+        audio,
+        formats=form,
+        into=into,
+        overwrite=overwrite,
+        chunk_seconds=chunk_seconds,
+        overlap_seconds=overlap_seconds,
+        batch_seconds=batch_seconds,
+        device=device,
+        language=language,
+        task=task,
+        decoder=transcription.decoder_of(decoder or ()),
+    )
+
+
 @commands.command(name="import")
 def import_command(
     command: Annotated[str, typer.Argument(help="An old command line, in quotes; - reads it from standard input.")],

@@ -26,8 +26,10 @@ LATER = ("resume", "rehearse", "publish")
 """Root keys that config.yaml of a run from before there were any doesn't have."""
 WITHOUT_EFFECT = ("resume", "publish")
 """Root keys that change no result."""
-NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
+NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "decoder", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
+LATER_NODES = {"decoder": {"_target_": "asr.decoding.GreedyDecoder"}}
+"""Nodes that config.yaml of a run from before there were any doesn't have, and what such a run did."""
 
 
 def bounded(
@@ -124,6 +126,7 @@ class Config:
     augment: Any = None
     batching: Any = None
     model: Any = None
+    decoder: Any = None
     gaudi_config: Any = None
     trainer: Any = None
     topology: Any = None
@@ -254,7 +257,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in (("rehearse", False), ("resume", "never"), ("publish", False)):  # a run of before there were these has no such key
         built[name] = config.get(name, default)
     for name in NODES:
-        node = config.get(name)
+        node = LATER_NODES[name] if name in LATER_NODES and config.get(name) is None else config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ConfigError("has no _target_; choose an option of its group.", key=name)
         try:

@@ -47,6 +47,20 @@ def greedy_tokens(logits: torch.Tensor, frames: torch.Tensor, blank_id: int) -> 
     return logits.argmax(dim=-1).masked_fill(past_end, blank_id)
 
 
+def searched_tokens(
+    search: Callable[[NDArray[Any]], NDArray[Any]], logits: torch.Tensor, frames: torch.Tensor, real: Sequence[bool], blank_id: int
+) -> torch.Tensor:
+    """Return the tokens that a search finds for every real utterance, int64 [batch, frames]; blank past its own frames, and for fillers."""
+    import torch
+
+    log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+    tokens = torch.full(logits.shape[:2], blank_id, dtype=torch.int64)
+    for row, (count, is_real) in enumerate(zip(frames.tolist(), real, strict=True)):
+        if is_real:
+            tokens[row, :count] = torch.from_numpy(search(log_probs[row, :count]))
+    return tokens.to(logits.device)
+
+
 def utterance_losses(
     logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, label_lengths: Sequence[int], config: Any
 ) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from asr import (
     checkpoints,
     circumstances,
+    config,
     ctc_outputs,
     early_stopping,
     engines,
@@ -368,6 +369,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
     if pipeline.model.tokenizer_kind == "whisper":
         references["eval"] = [whisper_tokenizer.without_timestamps(reference) for reference in references["eval"]]
     generates = pipeline.model.generates
+    search = _search(pipeline, tokenizer)
     scorer = metrics.Scorer(
         tables["eval"].utterances,
         references["eval"],
@@ -375,6 +377,7 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
         pipeline.text,
         pipeline.trainer.eval_metrics,
         datasets["eval"].labels.lengths.tolist() if generates else None,
+        searches=search is not None,
     )
     collator = Collator.for_extractor(extractor).with_masks_for(model, pipeline.seed)
     if generates:
@@ -397,7 +400,17 @@ def build(pipeline: Pipeline, run: Run) -> tuple[Any, metrics.Scorer]:
         seed=pipeline.seed,
         run_dir=run.path,
     )
+    speech_trainer.search = search
     return speech_trainer, scorer
+
+
+def _search(pipeline: Pipeline, tokenizer: Any) -> Any:
+    """Return the search for an utterance's tokens; None takes the best of each frame, as a rehearsal's random weights do."""
+    decoder: Any = pipeline.decoder
+    if not decoder.searches or pipeline.rehearse:
+        return None
+    with config.under("decoder"):
+        return decoder.search(tokenizer)
 
 
 def _dataset(pipeline: Pipeline, run: Run, role: str, table: manifest.Manifest, tokenizer: Any, extractor: Any) -> Any:

@@ -111,6 +111,8 @@ class Scorer:
     metric_names: Sequence[str] = ("wer", "cer")
     weights: Sequence[int] | None = None
     """What each row's loss counts for, such as its number of labels; None weighs them alike."""
+    searches: bool = False
+    """Predictions have a search's tokens after the greedy ones: those are scored, and the greedy ones beside, as <name>_greedy."""
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -120,12 +122,16 @@ class Scorer:
     def begin(self) -> None:
         """Forget what an evaluation has heard: the next batch is the first of another."""
         self._heard: dict[int, str] = {}
+        self._greedy: dict[int, str] = {}
         self._losses: dict[int, float] = {}
 
     def __call__(self, evaluated: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Take a batch in; return the scores of all batches once `compute_result` says that it is the last."""
-        (losses, tokens), rows = evaluated.predictions, evaluated.label_ids
-        self._take_in(_on_host(losses), _on_host(tokens), _on_host(rows))
+        losses, tokens, *searched = map(_on_host, evaluated.predictions)
+        rows = _on_host(evaluated.label_ids)
+        if self.searches:
+            self._greedy |= self._read(tokens, rows)
+        self._take_in(losses, searched[0] if self.searches else tokens, rows)
         if not compute_result:
             return {}
         try:
@@ -137,8 +143,13 @@ class Scorer:
         real = rows >= 0
         numbers = rows[real].tolist()
         # a row that comes twice counts once
-        self._heard |= zip(numbers, map(self.normalise, self.decode(tokens[real].astype(int))), strict=True)
+        self._heard |= self._read(tokens, rows)
         self._losses |= zip(numbers, losses[real].tolist(), strict=True)
+
+    def _read(self, tokens: NDArray[Any], rows: NDArray[Any]) -> dict[int, str]:
+        """Return the text of each row that counts, by its number."""
+        real = rows >= 0
+        return dict(zip(rows[real].tolist(), map(self.normalise, self.decode(tokens[real].astype(int))), strict=True))
 
     def _scores(self) -> dict[str, float]:
         if not self._heard:
@@ -155,6 +166,10 @@ class Scorer:
         for name, compute in self._metrics.items():
             result = compute(predictions=heard, references=said)
             scores |= result if isinstance(result, dict) else {Path(name).stem: result}
+            if self.searches:
+                result = compute(predictions=[self._greedy[i] for i in order], references=said)
+                greedy = result if isinstance(result, dict) else {Path(name).stem: result}
+                scores |= {f"{key}_greedy": value for key, value in greedy.items()}
         return scores
 
     def _line(self, row: int, hypothesis: str) -> dict[str, Any]:
@@ -163,6 +178,7 @@ class Scorer:
             "id": utterance.id,
             "reference": reference,
             "hypothesis": hypothesis,
+            **({"greedy": self._greedy[row]} if self.searches else {}),
             "seconds": round(utterance.seconds or 0.0, 3),
             "errors": word_errors(reference, hypothesis),
         }

@@ -17,6 +17,7 @@ from asr import (
     compatibility,
     config,
     ctc,
+    decoding,
     engines,
     gaudi,
     launchers,
@@ -58,6 +59,7 @@ class Pipeline:
     augment: augment.Augmentation
     batching: batching.Batching
     model: ctc.CTCModel | seq2seq.EncoderDecoderModel | whisper.WhisperModel
+    decoder: decoding.GreedyDecoder | decoding.BeamDecoder
     gaudi_config: gaudi.GaudiConfig
     trainer: trainer.SpeechTraining
     topology: topology.Topology
@@ -89,6 +91,10 @@ class Pipeline:
         if generates != bool(getattr(self.trainer, "generates", False)) and _is_ours(self.trainer):
             ours, other = ("seq2seq", "a sequence-to-sequence") if generates else ("ctc", "a CTC")
             raise ConfigError(f"doesn't train {other} model: choose trainer={ours}, or another model.", key="trainer")
+        if generates and self.decoder.searches:
+            raise ConfigError(
+                "searches for CTC; a model that generates has trainer.args.generation_num_beams: choose greedy.", key="decoder"
+            )
         if generates and self.vocabulary.phoneme_language:
             raise ConfigError("is for CTC; a decoder writes text: leave it null.", key="vocabulary.phoneme_language")
 
@@ -139,7 +145,7 @@ class Pipeline:
 
         A rehearsal is told what doesn't go together, and isn't stopped by it.
         """
-        for name in ("dataset", "model", "vocabulary", "augment"):
+        for name in ("dataset", "model", "vocabulary", "augment", "decoder"):
             with config.under(name):
                 getattr(self, name).check_reachable()
         if self.vocabulary.phoneme_language and self.builds_vocabulary:

@@ -106,7 +106,8 @@ def summary(run: Run) -> Table:
     table.add_column()
     for rate in ("wer", "cer", "mer"):
         if _known(metrics, f"eval_{rate}"):
-            table.add_row(rate.upper(), rate_text(metrics, f"eval_{rate}"))
+            greedy = f" ({_percent(metrics[f'eval_{rate}_greedy'])} greedily)" if _known(metrics, f"eval_{rate}_greedy") else ""
+            table.add_row(rate.upper(), rate_text(metrics, f"eval_{rate}") + greedy)
     losses = [
         f"{metrics[f'{k}_loss']:.4f} ({name})"
         for k, name in (("eval", "evaluation"), ("train", "training"))

@@ -19,7 +19,8 @@ from asr.batching import Batching, Buckets
 from asr.best import Best
 from asr.collate import BATCH_FACTS, BatchFacts, UtteranceDataset
 from asr.config import bounded, choice, free_form
-from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, utterance_losses
+from asr.ctc_outputs import batch_loss, frame_lengths, greedy_tokens, searched_tokens, utterance_losses
+from asr.decoding import Search
 from asr.errors import ConfigError, DataError
 from asr.planning import Shape
 from asr.streaming.dataset import StreamedDataset
@@ -253,6 +254,8 @@ class SpeechTrainerMixin(StreamingMixin):
     train_dataset: Any
     eval_dataset: Any
     compute_metrics: Any
+    search: Search | None = None
+    """Of a CTC model, where there is one: log probabilities of an utterance's frames to its tokens."""
     averaging: Averaging | None = None
     """Whose mean the weights become, once all steps are done."""
     _train_batch_size: int | None = None
@@ -454,6 +457,7 @@ class CTCTrainerMixin(SpeechTrainerMixin):
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Return no loss, (losses [batch], tokens [batch, frames]) and, in the labels' place, row numbers [batch].
 
+        A search's tokens [batch, frames] come after the greedy ones.
         The evaluation loop would repeat one loss batch_size times, which is wrong when batches differ in size
         (trainer.py:2133). So each utterance's own loss travels with its tokens, and the scorer takes the mean. Both may
         reach it as float32, to which the loop converts what it gathers on an HPU (trainer.py:2165).
@@ -470,6 +474,9 @@ class CTCTrainerMixin(SpeechTrainerMixin):
         frames = frame_lengths(self.model, facts.lengths)
         losses = utterance_losses(logits, labels.to(logits.device), frames, facts.label_lengths, self.model.config)
         tokens = greedy_tokens(logits, frames, self.model.config.pad_token_id)
+        if self.search is not None and not self.trying:
+            searched = searched_tokens(self.search, logits, frames, facts.real, self.model.config.pad_token_id)
+            return None, (losses, tokens, searched), torch.tensor(facts.rows, device=logits.device)
         return None, (losses, tokens), torch.tensor(facts.rows, device=logits.device)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from asr import runs
+from asr.config import WITHOUT_EFFECT
 from asr.errors import DataError, listed
 from asr.runs import Run
 
@@ -52,9 +53,9 @@ def _in_host(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def in_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the keys that decide a result and have other values; `resume` decides none."""
+    """Return the keys that decide a result and have other values."""
     was, is_now = runs.flat(then), runs.flat(now)
-    keys = [key for key in sorted(was.keys() | is_now.keys()) if was.get(key) != is_now.get(key) and key != "resume"]
+    keys = [key for key in sorted(was.keys() | is_now.keys()) if was.get(key) != is_now.get(key) and key not in WITHOUT_EFFECT]
     return [f"{key}: {was.get(key, 'absent')!r} -> {is_now.get(key, 'absent')!r}" for key in keys]
 
 

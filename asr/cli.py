@@ -65,6 +65,41 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = P
     show_table(listing(runs_under(folder)))
 
 
+@commands.command(name="compare")
+def compare_runs(
+    run: Annotated[list[Path], typer.Argument(help="Two or more run directories; the others are compared with the first.")],
+    page: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("compare.html"),
+) -> None:
+    """Compare runs: what differs in their configurations, their metrics, and whether their WER differs by more than chance.
+
+    A table here and a page, which also has the utterances in which they differ most.
+    """
+    from rich import print as show_table
+
+    from asr import comparison
+
+    found = comparison.compare(run)
+    for table in comparison.as_tables(found):
+        show_table(table)
+    comparison.write_page(found, page)
+    print(f"page: {page}")
+
+
+@commands.command(name="publish")
+def publish_run(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that has finished.")],
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME/MODEL", help="The repository of the hub; by default trainer.args.hub_model_id of the run."),
+    ] = None,
+    private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,  # noqa: UP045
+) -> None:
+    """Push a run's model/ with its card to the Hugging Face hub; the token is taken from HF_TOKEN."""
+    from asr import publishing
+
+    print(publishing.publish_later(Run.load(run), to, private=private))
+
+
 ALLOW = "What the run directory may do beside this package's classes: a package (mypackage.), or a key that an error has named. Repeatable."
 Allowed = Annotated[list[str] | None, typer.Option("--allow", metavar="NAME", help=ALLOW)]
 

@@ -22,8 +22,10 @@ from asr.errors import ConfigError, did_you_mean
 
 RESUME = ("never", "auto")
 STAGES = ("prepare", "train", "evaluate")
-LATER = ("resume", "rehearse")
+LATER = ("resume", "rehearse", "publish")
 """Root keys that config.yaml of a run from before there were any doesn't have."""
+WITHOUT_EFFECT = ("resume", "publish")
+"""Root keys that change no result."""
 NODES = ("dataset", "text", "vocabulary", "augment", "batching", "model", "gaudi_config", "trainer", "topology")
 """The nodes that `instantiate` builds, each from the class that its `_target_` names."""
 
@@ -114,6 +116,8 @@ class Config:
     rehearse: bool = False
     """Runs the real HPU path on a stand-in device, where there is no Gaudi: a few small layers with random weights, a few utterances of
     each shape, a few steps, at most 2 ranks. Says what would be compiled and what would fail; trains nothing that is worth keeping."""
+    publish: bool = False
+    """Pushes model/ to the Hugging Face hub after a good end: to trainer.args.hub_model_id, with the token in HF_TOKEN."""
     dataset: Any = None
     text: Any = None
     vocabulary: Any = None
@@ -247,7 +251,7 @@ def instantiate(config: Mapping[str, Any]) -> dict[str, Any]:
     check_root(config)
     check_no_secrets(config)
     built: dict[str, Any] = {k: config[k] for k in ("experiment_name", "experiment_version", "seed", "stages", "dry_run")}
-    for name, default in (("rehearse", False), ("resume", "never")):  # a run of before there were these has no such key
+    for name, default in (("rehearse", False), ("resume", "never"), ("publish", False)):  # a run of before there were these has no such key
         built[name] = config.get(name, default)
     for name in NODES:
         node = config.get(name)

@@ -55,6 +55,10 @@ class DataError(AsrError):
     exit_code = 3
 
 
+class PublishError(AsrError):
+    """A trained model can't be pushed to the hub: says why, and how to try again."""
+
+
 class CheckpointError(AsrError):
     """A checkpoint can't be written or read: names the file."""
 

@@ -29,9 +29,11 @@ from asr import (
     lora,
     manifest,
     metrics,
+    model_card,
     nodes,
     permissions,
     preparing,
+    publishing,
     run_report,
     runs,
     seq2seq_outputs,
@@ -40,11 +42,12 @@ from asr import (
     submission,
     supervision,
     topology,
+    trackers,
     trainer,
     whisper_tokenizer,
 )
 from asr.collate import Collator, DecoderStart, UtteranceDataset
-from asr.errors import AsrError, CheckpointError, ConfigError, DataError, said_by
+from asr.errors import AsrError, CheckpointError, ConfigError, DataError, PublishError, said_by
 from asr.labels import Labels
 from asr.pipeline import Pipeline
 from asr.preemption import Preemption
@@ -146,7 +149,30 @@ def _session(
                 work(run)
         return End()
 
-    return guarded(run, story)
+    code = guarded(run, story)
+    if code or not (run.path / MODEL_FOLDER).is_dir() or pipeline.rehearse:
+        return code
+    _write_card(run)
+    return _publish(pipeline, run) if pipeline.publish else code
+
+
+def _write_card(run: Run) -> None:
+    """Describe the model beside it; a card that can't be written spoils no run."""
+    try:
+        model_card.write(run, run.path / MODEL_FOLDER)
+    except Exception as error:
+        log.warning("the model's card can't be written: %s: %s", type(error).__name__, " ".join(str(error).split()))
+
+
+def _publish(pipeline: Pipeline, run: Run) -> int:
+    """Push the model of a run that has finished; where that fails, the run stays finished and the launch says it."""
+    args = pipeline.trainer.args
+    try:
+        publishing.publish(run, args["hub_model_id"], private=args.get("hub_private_repo"))
+    except PublishError as error:
+        log.error("error: %s", error)
+        return error.exit_code
+    return 0
 
 
 @contextlib.contextmanager
@@ -284,6 +310,7 @@ def work(run: Run, rank: Rank | None = None) -> None:
     pipeline = Pipeline.of(run.config)
     log.info("importing %s: about ten seconds", engines.engine(pipeline.trainer.engine).LIBRARIES)
     pipeline.topology.apply_environment()
+    trackers.apply_environment(pipeline.trainer.args.get("report_to"), run.path, pipeline.experiment_name)
     speech_trainer, scorer = build(pipeline, run)
     parameters = freezing.trained_parameters(speech_trainer.model)
     facts = {"trainer_class": trainer.class_path(speech_trainer), "parameters": parameters}

@@ -223,7 +223,7 @@ def why_silent() -> str:
                 status = get_session().head(f"{constants.ENDPOINT}/", timeout=ANSWER_SECONDS).status_code
             except failures() as error:
                 if "timeout" not in type(error).__name__.lower():
-                    said[0] = _reason(error)
+                    said[0] = reason(error)
                 return
             said[0] = f"it answers {status}" if status >= 500 else ""
             if status < 500:
@@ -303,7 +303,7 @@ def _explained(what: str, key: str, cache_dir: str | None, locally: str) -> Iter
         cache = cache_folder(cache_dir)
         leaf = key.rpartition(".")[2]
         raise ConfigError(
-            f"{what} is neither a local folder, nor whole in the hub's cache ({cache}), nor to be had from {endpoint()}: {_reason(error)}. "
+            f"{what} is neither a local folder, nor whole in the hub's cache ({cache}), nor to be had from {endpoint()}: {reason(error)}. "
             f"Check the name and the network, or give it locally: {_GROUPS[leaf]}.{leaf}=/a/folder with {locally}; "
             "or HF_HUB_OFFLINE=1 and HF_HOME=/a/cache that has it.",
             key=key,
@@ -317,7 +317,7 @@ def failures() -> tuple[type[BaseException], ...]:
     return (OSError, EntryNotFoundError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return why something can't be had, in a user's words."""
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -21,9 +21,11 @@ from asr import (
     gaudi,
     launchers,
     lora,
+    publishing,
     seq2seq,
     text,
     topology,
+    trackers,
     trainer,
     vocabulary,
     whisper,
@@ -49,6 +51,7 @@ class Pipeline:
     dry_run: bool
     rehearse: bool
     resume: str
+    publish: bool
     dataset: Source
     text: text.TextRules
     vocabulary: vocabulary.Vocabulary
@@ -69,6 +72,7 @@ class Pipeline:
                 raise ConfigError(f"{composed[name]['_target_']!r} is no {wanted}; choose an option of its group.", key=f"{name}._target_")
         pipeline = cls(**built)
         pipeline.check_family()
+        pipeline.check_publishable()
         if pipeline.only_evaluates and pipeline.model.name_or_path is None and not pipeline.rehearse:  # that evaluates random weights
             raise ConfigError(
                 f"stages={list(pipeline.stages)} evaluates without training: name a trained model, such as <a run>/model.",
@@ -87,6 +91,17 @@ class Pipeline:
             raise ConfigError(f"doesn't train {other} model: choose trainer={ours}, or another model.", key="trainer")
         if generates and self.vocabulary.phoneme_language:
             raise ConfigError("is for CTC; a decoder writes text: leave it null.", key="vocabulary.phoneme_language")
+
+    def check_publishable(self) -> None:
+        """Raise ConfigError where `publish` has nothing to push, or nowhere."""
+        if not self.publish:
+            return
+        without = "dry_run" if self.dry_run else "rehearse" if self.rehearse else None
+        if without:
+            raise ConfigError(f"is not for {without}=true, which trains no model: leave one of them out.", key="publish")
+        if "train" not in self.stages:
+            raise ConfigError(f"stages={list(self.stages)} trains no model to push: set it to false, or have it train.", key="publish")
+        publishing.check_name(self.trainer.args.get("hub_model_id"))
 
     @property
     def works(self) -> bool:
@@ -161,6 +176,9 @@ class Pipeline:
         if getattr(self.model, "lora", None):
             lora.check_installed()
         engines.engine(self.trainer.engine).check_installed()
+        trackers.check_installed(self.trainer.args.get("report_to"))
+        if self.publish and self.node == 0:
+            publishing.check(self.trainer.args["hub_model_id"])
         if not self.rehearse:
             self.check_compatible()
         with config.under("topology"):

@@ -101,6 +101,45 @@ def line_plot(
     return _embedded(drawn.getvalue(), title)
 
 
+@dataclass(frozen=True)
+class Span:
+    """A value, and where chance could have put it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def span_plot(spans: Sequence[Span], *, x_label: str, title: str) -> str:
+    """Return values side by side with their intervals as SVG, the first on top."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asr", "font.size": 11, "font.family": "sans-serif"}):
+        figure = Figure(figsize=(7.2, 1.1 + 0.4 * len(spans)), layout="constrained")
+        axes = figure.subplots()
+        for number, span in enumerate(spans):
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot([span.low, span.high], [number, number], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([span.value], [number], marker="o", markersize=6, color=colour)
+        axes.set_yticks(range(len(spans)), [span.name for span in spans])
+        axes.set_ylim(len(spans) - 0.5, -0.5)
+        axes.set_xlabel(x_label, color=INK)
+        axes.set_title(title, loc="left", fontsize=12, color=INK)
+        axes.grid(visible=True, axis="x", alpha=0.25, color=INK)
+        for spine in axes.spines.values():
+            spine.set_color(INK)
+        axes.tick_params(colors=INK)
+        figure.patch.set_alpha(0)
+        axes.patch.set_alpha(0)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return _embedded(drawn.getvalue(), title)
+
+
 def _embedded(svg: str, title: str) -> str:
     """Return an SVG file as an element of a page: without its header, scaled to the page's width, in the page's colours."""
     body = svg[svg.index("<svg") :]

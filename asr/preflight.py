@@ -40,12 +40,15 @@ def check(asked: composition.CommandLine) -> Path | None:
         jobs = composition.jobs_of_sweep(asked, first)
     if jobs[0] != asked.jobs[0]:
         first = compose(jobs[0])
+    several = multirun and (len(jobs) > 1 or settings.is_optuna(first))
     submitted = multirun and submission.is_submitted(first)
     shared = compose(asked.shared) if submitted and asked.shared != jobs[0] else first
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     taken: set[str] = set()
     for composed in chain([first], map(compose, jobs[1:])):  # one at a time: what is wrong with all is said at the first
         described = Pipeline.of(composition.to_container(composed))
+        if described.publish and several:
+            raise ConfigError("each job would overwrite the model of the one before; publish the best: asr publish RUN.", key="publish")
         taken.add(composition.version_taken(composed))
         if described.topology.started_on_each_node and not multirun and not described.rehearse:
             composition.check_names_one_folder(composed, key)

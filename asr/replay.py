@@ -48,7 +48,7 @@ def again(
     """
     run_dir = run_dir.resolve()
     found = Run.load(run_dir)
-    before = trust.config_of(found, allowed)
+    before = trust.config_of(found, [*allowed, "publish"])  # a replay publishes only where an override says so
     if found.record.get("rehearsal") or before.get("rehearse"):
         raise ConfigError(f"{run_dir} holds a rehearsal, which trained nothing; name a run.", key="run directory")
     config.instantiate(before)
@@ -84,7 +84,7 @@ def again(
 
 def _changed(before: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
     """Return what is run: the run's configuration, less what is about its own directory, with the user's overrides."""
-    composed = {**before, "resume": "never"}
+    composed = {**before, "resume": "never", "publish": False}
     if not overrides:
         return composed
     composed = composition.overridden(composed, overrides)

@@ -226,12 +226,11 @@ def _known(metrics: dict[str, Any], key: str) -> bool:
     return metrics.get(key) is not None
 
 
-def rate_text(metrics: Mapping[str, Any], key: str, *, digits: int = 1) -> str:
+def rate_text(metrics: Mapping[str, Any], key: str) -> str:
     """Return an error rate in percent, with the interval that chance alone gives it where that is known."""
-    text, ends = f"{100 * metrics[key]:.{digits}f} %", [metrics.get(f"{key}_{end}") for end in ("low", "high")]
-    if any(not isinstance(end, (int, float)) for end in ends):
-        return text
-    return f"{text} (95 %: {100 * ends[0]:.{digits}f} to {100 * ends[1]:.{digits}f})"  # type: ignore[operator]
+    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
+    known = [f"{100 * end:.1f}" for end in ends if isinstance(end, (int, float))]
+    return _percent(metrics[key]) + (f" (95 %: {' to '.join(known)})" if len(known) == 2 else "")
 
 
 def _percent(rate: float) -> str:

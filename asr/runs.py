@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from asr import stops
+from asr.config import WITHOUT_EFFECT
 from asr.errors import ConfigError
 from asr.files import written
 from asr.secrets import redacted
@@ -244,8 +245,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the hash of a resolved configuration, whatever the order of its keys; `resume` changes no result."""
-    decisive = {key: value for key, value in config.items() if key != "resume"}
+    """Return the hash of a resolved configuration, whatever the order of its keys; of keys that change no result, none."""
+    decisive = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

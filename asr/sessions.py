@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asr import ranks, runs
+from asr.config import WITHOUT_EFFECT
 from asr.errors import ConfigError
 from asr.runs import LOCK_FILE, RUN_FILE, Run
 from asr.stops import is_alive
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 30.0
 """How long processes of a session that was killed are waited for: they end with their parent, after they were heard."""
-ANY_TOPOLOGY = ("topology.", "resume")
+ANY_TOPOLOGY = ("topology.", *WITHOUT_EFFECT)
 """What a session may have other than the one before: on what it runs."""
 _HELD: dict[Path, int] = {}
 

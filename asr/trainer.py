@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, lora, metrics, shape_trial, undecodable
+from asr import argument_checks, averaging, bad_numbers, best, early_stopping, engines, lora, metrics, shape_trial, trackers, undecodable
 from asr.averaging import Averaging
 from asr.batching import Batching, Buckets
 from asr.best import Best
@@ -66,6 +66,7 @@ class SpeechTraining:
         metrics.check_names(self.eval_metrics)
         engine = engines.engine(self.engine, generates=self.generates)
         self.args = argument_checks.checked(self.args, engine)
+        trackers.check_names(self.args.get("report_to"))
         best.check(self.args, self.eval_metrics)
         early_stopping.check(self.early_stopping_patience, self.args, self.eval_metrics)
         averaging.check(self.average_checkpoints, self.average_by, self.args, self.eval_metrics)
@@ -103,6 +104,7 @@ class SpeechTraining:
         ours = {
             "output_dir": str(run_dir / "checkpoints"),
             "logging_dir": str(run_dir / "tensorboard"),
+            "run_name": "/".join(run_dir.resolve().parts[-2:]),  # what trackers call it; 4.55's own is the folder of checkpoints
             "seed": seed,
             "remove_unused_columns": False,
             "batch_eval_metrics": True,  # the scorer keeps a batch's text: the loop would keep every batch's tensors on the device
@@ -132,6 +134,7 @@ class SpeechTraining:
         except (ValueError, RuntimeError, ImportError, OSError) as error:  # such as a tracker that isn't installed
             raise ConfigError(" ".join(str(error).split()), key="trainer.args") from error
         engine.ready(trainer)
+        trackers.keep_open(trainer.callback_handler.callbacks)
         trainer.add_callback(_first_step_logger())
         if self.early_stopping_patience is not None:
             trainer.add_callback(early_stopping.callback(self.early_stopping_patience, self.early_stopping_threshold))

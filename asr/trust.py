@@ -1,4 +1,5 @@
-"""What a run directory may do here, which may be a stranger's: make objects of this package's classes, and run no code of its own.
+"""What a run directory may do here, which may be a stranger's: make objects of this package's classes, run no code
+of its own, and publish nothing.
 
 In: a run, and what its user allows on the command line. Out: its configuration as plain containers, or a ConfigError with the key;
 nothing has been imported for it, and nothing written.
@@ -18,7 +19,7 @@ HARMLESS = ("CUDA_", "GC_KERNEL_", "GLOO_", "HABANA_", "HCCL_", "HCL_", "LOG_LEV
 
 
 def config_of(run: runs.Run, allowed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the configuration of a run, none of which can run code but what is `allowed`: packages, or keys that `_RUN_CODE` names."""
+    """Return the configuration of a run, none of which can run code or publish but what is `allowed`: packages, or keys of `_RUN_CODE`."""
     composed = run.config
     keys = [name for name in allowed if name in _RUN_CODE]
     for key, find in _RUN_CODE.items():
@@ -54,12 +55,24 @@ def _variables(composed: Mapping[str, Any]) -> str:
     return f"sets {names[0]} for the workers, which can load code" if names else ""
 
 
+def _publishes(composed: Mapping[str, Any]) -> str:
+    return _PUSHES if composed.get("publish") else ""
+
+
+def _pushes(composed: Mapping[str, Any]) -> str:
+    args = _node(composed, "trainer").get("args")
+    return _PUSHES if isinstance(args, Mapping) and args.get("push_to_hub") else ""
+
+
+_PUSHES = "pushes a model to the hub with your token"
 _RUN_CODE = {
     "model.trust_remote_code": _repository_code,
     "trainer.eval_metrics": _metric_files,
     "topology.environment": _variables,
+    "publish": _publishes,
+    "trainer.args.push_to_hub": _pushes,
 }
-"""Keys that run code beside `_target_`, with what finds it."""
+"""Keys that run code beside `_target_`, or use your token, with what finds it."""
 
 
 def _node(composed: Mapping[str, Any], name: str) -> Mapping[str, Any]:

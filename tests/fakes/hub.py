@@ -1,5 +1,6 @@
 """A hub on this machine, good or bad in one way, and a cache as the hub's client keeps it."""
 
+import base64
 import contextlib
 import hashlib
 import itertools
@@ -22,6 +23,8 @@ class Fake:
     def __init__(self, url: str) -> None:
         self.url = url
         self.visits: list[str] = []
+        self.created: list[dict[str, object]] = []
+        self.taken: dict[str, bytes] = {}
 
 
 @contextlib.contextmanager
@@ -103,8 +106,48 @@ def _api(path: str, folder: Path, asked: dict[str, list[str]]) -> object:
     return {"id": "someone/tiny", "sha": COMMIT, "siblings": [{"rfilename": f.name} for f in files]}
 
 
+@contextlib.contextmanager
+def taking(users: Mapping[str, object], *, status: int = 200) -> Iterator[Fake]:
+    """Takes what is pushed: `hub.taken` has the files of a commit by name, `hub.created` what repositories were asked for.
+
+    `users` has what the hub says of a token's owner; `status` is the answer to a commit.
+    """
+
+    def answer(handler: Handler) -> None:
+        path = handler.path.partition("?")[0]
+        who = users.get(handler.headers.get("Authorization", "").removeprefix("Bearer "))
+        if path == "/":
+            return handler.say(200, b"")
+        if who is None:
+            return handler.say(401, b"{}")
+        if path == "/api/whoami-v2":
+            return handler.tell(who)
+        if path == "/api/repos/create":
+            asked = json.loads(handler.body)
+            hub.created.append(asked)
+            return handler.tell({"url": f"{hub.url}/{asked.get('organization') or 'me'}/{asked['name']}"})
+        if path == "/api/validate-yaml":
+            return handler.tell({"warnings": [], "errors": []})
+        if "/preupload/" in path:
+            files = json.loads(handler.body)["files"]
+            return handler.tell({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        if "/commit/" not in path or status != 200:
+            return handler.say(status if "/commit/" in path else 404, b"{}")
+        for line in map(json.loads, handler.body.splitlines()):
+            if line["key"] == "file":
+                hub.taken[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        return handler.tell({"commitOid": COMMIT, "commitUrl": f"{hub.url}/me/tiny/commit/{COMMIT}", "success": True})
+
+    with _serving(answer) as hub:
+        yield hub
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    body = b""
+
+    def tell(self, content: object) -> None:
+        self.say(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def say(self, status: int, content: bytes, headers: dict[str, str] | None = None, *, stalls: bool = False) -> None:
         self.send_response(status)
@@ -145,7 +188,8 @@ class Handler(BaseHTTPRequestHandler):
 def _serving(answer) -> Iterator[Fake]:
     class Answers(Handler):
         def do_GET(self) -> None:
-            self.asked = parse_qs(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.asked = parse_qs(self.body.decode(errors="replace"))
             hub.visits.append(f"{self.command} {self.path}")
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 answer(self)

@@ -19,6 +19,7 @@ from asr import breakdown, circumstances, experiments, history, metrics, prepari
 from asr.alignment import Aligned, Confusions, aligned
 from asr.breakdown import Group
 from asr.clips import Clip, Clips
+from asr.config import WITHOUT_EFFECT
 from asr.differences import as_json
 from asr.errors import ConfigError
 from asr.manifest import Manifest
@@ -294,7 +295,7 @@ def differing(config: Mapping[str, Any]) -> list[tuple[str, str, str]] | None:
     except ConfigError:
         return None
     found = experiments.differences(released, config)
-    return [(key, as_json(then), as_json(now)) for key, then, now in found if key != "resume"]  # which decides no result
+    return [(key, as_json(then), as_json(now)) for key, then, now in found if key not in WITHOUT_EFFECT]
 
 
 def _batches(record: Mapping[str, Any]) -> list[tuple[str, list[list[str]], int]]:

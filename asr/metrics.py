@@ -84,7 +84,7 @@ class Scorer:
     weights: Sequence[int] | None = None
     """What each row's loss counts for, such as its number of labels; None weighs them alike."""
     searches: bool = False
-    """Predictions have a search's tokens after the greedy ones: those are scored, and what the greedy ones give beside, as <name>_greedy."""
+    """Predictions have a search's tokens after the greedy ones: those are scored, and what the greedy ones give beside: <name>_greedy."""
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

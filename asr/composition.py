@@ -595,6 +595,7 @@ def with_absolute_paths(config: dict[str, Any], cwd: Path) -> dict[str, Any]:
     local += [(config["dataset"], key) for key in ("root", "path")]
     local += [(config["topology"], "hostfile"), (config["batching"], "plan_file")]
     local += [(config["augment"], key) for key in ("noise_folder", "reverberation_folder")]
+    local += [(config.get("decoder") or {}, key) for key in ("lm", "lexicon")]
     local += [(part, "path") for part in config["dataset"].get("parts") or () if isinstance(part, dict)]
     for node, key in local:
         value = node.get(key)

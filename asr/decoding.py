@@ -170,8 +170,8 @@ class BeamDecoder:
         try:
             return KenLM(str(Path(str(self.lm)).expanduser()), entries)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"{self.lm} can't be read as an n-gram model ({reason}); is it whole?", key="lm") from error
+            reason = str(error).strip().rpartition("\n")[2]  # above it KenLM names its own source
+            raise ConfigError(f"{self.lm} can't be read as an n-gram model: {reason}. Is it whole?", key="lm") from error
 
     def _lexicon(self) -> Iterator[tuple[str, list[str]]]:
         """Yield each word with its spelling, a list of tokens."""

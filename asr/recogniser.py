@@ -159,7 +159,7 @@ class Recogniser:
         name, where = model.tokenizer_files()
         self.tokenizer = Vocabulary().tokenizer_of(name, key=KEY, **where)
         model.check_tokenizer(self.tokenizer)
-        self.model = model.load(self.tokenizer, new_head=False).eval().to(self.device)
+        self.model = model.load(self.tokenizer, new_head=False).train(False).to(self.device)
         self.extractor = model.processor(self.tokenizer, self.model).feature_extractor
         self.collator = Collator.for_extractor(self.extractor)
         self.input_length = model.input_length()

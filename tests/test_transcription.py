@@ -209,6 +209,8 @@ def test_a_model_s_folder_is_a_recogniser_as_whole_file_decoding_has_it(saved, t
     transcripts = dict(Transcriber(ear, Cutting(20.0, 5.0)).transcripts(found))
     assert [transcripts[i].text for i in range(2)] == [pipe(wave)["text"] for wave in waves[:2]]
     assert transcripts[2].seconds == 40 / RATE
+    [(_, chunked)] = Transcriber(ear, Cutting(0.8, 0.0)).transcripts(found[1:2])  # where nothing overlaps, nothing is chosen
+    assert chunked.text == pipe(waves[1], chunk_length_s=0.8, stride_length_s=0)["text"] != transcripts[1].text
 
 
 def test_the_command_ends_in_3_after_all_others_and_shows_them_in_order(saved, tmp_path, capsys, caplog):

@@ -30,7 +30,12 @@ def in_its_own_process(*options: str, files: tuple[str, ...]) -> None:
 
 
 def test_runs_that_are_stopped():
-    in_its_own_process("-m", "not slow")
+    in_its_own_process("-m", "not slow", files=("stopped.py",))
+
+
+@pytest.mark.slow
+def test_streams_that_are_stopped():
+    in_its_own_process("-m", "not slow", files=("stopped_streams.py",))
 
 
 @pytest.mark.slow

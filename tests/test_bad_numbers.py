@@ -147,6 +147,7 @@ def test_a_learning_rate_that_explodes_never_leaves_a_bad_checkpoint(tmp_path, s
     assert list((tmp_path / "checkpoints").glob("checkpoint-*")) == []
 
 
+@pytest.mark.slow
 def test_skipping_gives_up_when_nothing_is_learnt_any_more(tmp_path, monkeypatch):
     monkeypatch.setattr(bad_numbers, "MOST_IN_A_ROW", 3)
     made, _ = built(tmp_path, *SHORT, "trainer.on_nan=skip")
@@ -157,6 +158,7 @@ def test_skipping_gives_up_when_nothing_is_learnt_any_more(tmp_path, monkeypatch
         made.train()
 
 
+@pytest.mark.slow
 def test_a_run_whose_every_step_was_left_out_is_no_finished_run(tmp_path):
     made, _ = built(tmp_path, *SHORT, "trainer.on_nan=skip")
     torch.nn.init.constant_(made.model.lm_head.weight, math.nan)
@@ -165,6 +167,7 @@ def test_a_run_whose_every_step_was_left_out_is_no_finished_run(tmp_path):
     assert not any("loss" in line for line in made.state.log_history)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_told_apart_and_ten_are_kept(tmp_path, poison, monkeypatch):
     made, _ = built(tmp_path / "run", *SHORT, "trainer.args.gradient_accumulation_steps=4", utterances=poison)
     seen = seen_by(made)
@@ -189,6 +192,7 @@ def test_accumulated_batches_are_told_apart_and_ten_are_kept(tmp_path, poison, m
     assert list(folder.glob("step-*.safetensors")) == []
 
 
+@pytest.mark.slow
 def test_a_batch_that_can_t_be_saved_doesn_t_hide_what_went_bad(tmp_path, poison):
     made, _ = built(tmp_path / "run", *SHORT, utterances=poison)
     (tmp_path / "run" / "bad_batches").write_text("in the way")

@@ -49,6 +49,7 @@ def test_the_corpus_has_librispeech_s_lengths(corpus):
     assert limited.mean() < corpus.lengths("dev", 1000).mean()
 
 
+@pytest.mark.slow
 def test_a_corpus_is_made_once_and_the_same_again(corpus, tmp_path):
     asked = {"train": 3, "dev": 2, "audio_format": "flac", "longest_seconds": 5.0}
     root = corpus.make(tmp_path / "a", **asked)

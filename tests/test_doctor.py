@@ -35,6 +35,7 @@ def configured(findings: dict[str, doctor.Finding]) -> list[str]:
     return [finding.found for name, finding in findings.items() if name.startswith("dataset.num_train")]
 
 
+@pytest.mark.slow
 def test_this_machine_can_train_on_its_cpu():
     findings = found()
     assert [name for name, finding in findings.items() if finding.state == BAD] == []

@@ -60,7 +60,8 @@ class Found:
 
     folder: str
     model: Model
-    trained_seconds: float | None = None
+    trained_seconds: tuple[float, float] | None = None
+    """Of an utterance: the mean and the longest."""
     decoder: BeamDecoder | None = None
     """The search that the run was scored with."""
 
@@ -70,10 +71,17 @@ class Found:
 
     @property
     def usual_seconds(self) -> float:
-        """How long chunks had best be: no longer than what the model was trained on, or hears."""
+        """How long chunks had best be: no longer than what the model was trained on, or hears.
+
+        A decoder that has seen few utterances of the longest leaves words out of them (docs/log.md, 2026-11-23): for it midway
+        between their mean and the longest.
+        """
         window = self.model.most_seconds()
-        trained = min(max(self.trained_seconds, 1.0), LONGEST_SECONDS) if self.trained_seconds else None
-        return min(window or LONGEST_SECONDS, trained or window or USUAL_SECONDS)
+        if self.trained_seconds is None:
+            return min(window or USUAL_SECONDS, LONGEST_SECONDS)
+        mean, longest = self.trained_seconds
+        trained = (mean + longest) / 2 if self.generates else longest
+        return min(max(trained, 1.0), window or LONGEST_SECONDS, LONGEST_SECONDS)
 
 
 def find(name: str, *, language: str | None = None, task: str | None = None) -> Found:
@@ -86,8 +94,7 @@ def find(name: str, *, language: str | None = None, task: str | None = None) -> 
         run = Run.load(path)
         if not (path / "model").is_dir():
             raise ConfigError(f"{name} holds no model/: its run ended as {run.record['status']}, before it was saved.", key=KEY)
-        splits = run.record.get("dataset", {}).get("splits", {})
-        trained_seconds = splits.get("train", {}).get("seconds", {}).get("max")
+        trained_seconds = _lengths(run)
         decoder = _decoder(run)
         name = str(path / "model")
     files = PretrainedFiles(name)
@@ -114,6 +121,12 @@ def find(name: str, *, language: str | None = None, task: str | None = None) -> 
         )
     model.check_reachable()
     return Found(name, model, trained_seconds, decoder)
+
+
+def _lengths(run: Run) -> tuple[float, float] | None:
+    """Return the seconds of the mean and the longest utterance that a run was trained on; None where it didn't train."""
+    seconds = run.record.get("dataset", {}).get("splits", {}).get("train", {}).get("seconds", {})
+    return (seconds["mean"], seconds["max"]) if "mean" in seconds and "max" in seconds else None
 
 
 def _decoder(run: Run) -> BeamDecoder | None:

@@ -152,7 +152,8 @@ class _Watch:
         if self.stopping:  # a second Ctrl-C: at once
             self.kill_at = 0.0
         else:
-            saves = number in PREEMPTING and self.failed is None  # else they have saved
+            begun = bool(self._here())  # a launcher that still waits for other servers has no rank that could save
+            saves = number in PREEMPTING and self.failed is None and begun  # else they have saved
             seconds = self.topology.preempt_seconds if saves else self.topology.stop_seconds
             if saves:
                 log.info("%s: the ranks save and end, within %.0f s (topology.preempt_seconds); a second one kills them", reason, seconds)

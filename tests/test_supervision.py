@@ -366,6 +366,18 @@ def test_ranks_that_don_t_train_yet_have_nothing_to_save(parent):
     assert left_behind(folder) == []
 
 
+def test_a_launcher_that_has_started_no_rank_has_nothing_to_save(tmp_path, monkeypatch):
+    """As torchrun's, which waits for other servers first."""
+    monkeypatch.setattr(supervision, "GUARD_SECONDS", 0.5)
+    (tmp_path / "ranks").mkdir()
+    ask_to_stop(tmp_path, signal.SIGTERM, "stopped by SIGTERM on gaudi1", seconds=60)
+    launch = launchers.Launch([sys.executable, "-c", "import time; time.sleep(60)"], {})
+    begin = time.monotonic()
+    end = supervision.supervise(launch, tmp_path, Topology(stop_seconds=0.5, preempt_seconds=60))
+    assert (end.exit_code, end.error) == (75, "stopped by SIGTERM on gaudi1")
+    assert time.monotonic() - begin < 20
+
+
 def test_a_second_sigterm_kills_ranks_that_save(parent):
     process, folder = parent("mpirun", "all_hang_in_a_step")
     process.send_signal(signal.SIGTERM)

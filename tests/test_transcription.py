@@ -10,8 +10,10 @@ from conftest import sound
 from test_audio import tone
 
 from asr import audio, recogniser, recordings, transcription
+from asr.ctc import CTCModel
 from asr.errors import ConfigError, DataError
 from asr.recogniser import Heard
+from asr.seq2seq import EncoderDecoderModel
 from asr.transcription import Cutting, Transcriber
 
 RATE = 16000
@@ -240,3 +242,17 @@ def test_what_is_no_model_that_writes_is_told(tmp_path, saved, run_dir):
     found = recogniser.find(str(run_dir))
     assert found.folder == str(run_dir / "model")
     assert 1.0 <= found.usual_seconds <= 3.0  # what it was trained on
+
+
+@pytest.mark.parametrize(
+    ("model", "trained", "seconds"),
+    [
+        (CTCModel, (4.0, 10.0), 10.0),
+        (CTCModel, (0.2, 0.4), 1.0),
+        (CTCModel, (20.0, 45.0), 30.0),
+        (CTCModel, None, 20.0),
+        (EncoderDecoderModel, (4.0, 10.0), 7.0),
+    ],
+)
+def test_chunks_are_as_long_as_what_the_model_has_heard_often(model, trained, seconds):
+    assert recogniser.Found("folder", model(name_or_path="folder"), trained).usual_seconds == seconds

@@ -23,6 +23,33 @@ def test_digits_are_learnt_from_scratch(experiment, most, tmp_path, own_cache):
     done = subprocess.run(launch_command(f"experiment={experiment}/v1", "hydra.run.dir=run"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["eval_wer"] <= most
+    assert_long_recordings_are_joined_better_than_by_the_pipeline(tmp_path / "run")
+
+
+def assert_long_recordings_are_joined_better_than_by_the_pipeline(run):
+    """Hold the transcripts of what is many times longer than anything trained on against transformers' own chunks, as long as ours."""
+    import jiwer
+    import numpy as np
+    import soundfile
+    import transformers
+
+    from asr import recogniser, transcription
+
+    audio = {line["id"]: line["audio"] for line in map(json.loads, (run / "manifest" / "eval.jsonl").read_text().splitlines())}
+    scored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    references, files = [], []
+    for first in range(0, 100, 20):
+        utterances = scored[first : first + 20]
+        references.append(" ".join(one["reference"] for one in utterances))
+        files.append(run / f"joined{first}.wav")
+        soundfile.write(files[-1], np.concatenate([soundfile.read(audio[one["id"]])[0] for one in utterances]), 16000)
+    transcription.transcribe(str(run), list(map(str, files)), into=run / "heard")
+    ours = [(run / "heard" / f"{file.stem}.txt").read_text() for file in files]
+    seconds = recogniser.find(str(run)).usual_seconds
+    pipeline = transformers.pipeline("automatic-speech-recognition", model=str(run / "model"), device="cpu")
+    sounds = [{"raw": soundfile.read(file)[0], "sampling_rate": 16000} for file in files]
+    theirs = [pipeline(sound, chunk_length_s=seconds, generate_kwargs={"max_new_tokens": 20})["text"] for sound in sounds]
+    assert jiwer.wer(references, ours) < jiwer.wer(references, theirs)
 
 
 @pytest.mark.parametrize("model", ["digits_encoder_decoder", "digits_whisper"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -440,10 +441,10 @@ def test_the_overrides_that_help_shows_work():
 
     text = (ROOT / "conf" / "hydra" / "help" / "asr.yaml").read_text()
     shown = re.search(r"Common overrides:\n\n(.*?)\n\n", text, re.DOTALL).group(1)
-    words = [w.strip("'") for w in re.findall(r"'[^']+'|\S+", shown) if re.fullmatch(r"'?[a-z_.]+=\S+", w)]
-    assert len(words) >= 9
-    for word in words:
-        Pipeline.of(composed(word, *(["model.name_or_path=outputs/x/model"] if "evaluate" in word else [])))
+    lines = [re.split(r"  +", line)[0] for line in map(str.strip, shown.splitlines()) if re.match(r"'?[a-z_.+]+=", line)]
+    assert len(lines) >= 25
+    for line in lines:  # what stands on one line belongs together
+        Pipeline.of(composed(*shlex.split(line)))
 
 
 def test_cfg_job_is_the_configuration(launch, tmp_path):

@@ -441,7 +441,8 @@ def test_the_overrides_that_help_shows_work():
 
     text = (ROOT / "conf" / "hydra" / "help" / "asr.yaml").read_text()
     shown = re.search(r"Common overrides:\n\n(.*?)\n\n", text, re.DOTALL).group(1)
-    lines = [re.split(r"  +", line)[0] for line in map(str.strip, shown.splitlines()) if re.match(r"'?[a-z_.+]+=", line)]
+    lines = [re.match(r"(?:('[^']+'|[a-z_.+]+=\S+) ?)*", line)[0] for line in map(str.strip, shown.splitlines())]
+    lines = [line for line in lines if line]
     assert len(lines) >= 25
     for line in lines:  # what stands on one line belongs together
         Pipeline.of(composed(*shlex.split(line)))

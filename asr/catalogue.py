@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -69,6 +70,11 @@ class Catalogue:
     def folders(self) -> list[Path]:
         return [self.conf, *([self.config_dir.resolve()] if self.config_dir else [])]
 
+    @property
+    def lock_command(self) -> str:
+        """What a user types to release what isn't yet."""
+        return shlex.join(["asr", "experiments", "lock", *(["--config-dir", str(self.config_dir)] if self.config_dir else [])])
+
     def overrides(self, name: str) -> list[str]:
         return [f"experiment={name}", *([composition.searching(self.config_dir)] if self.config_dir else [])]
 
@@ -118,7 +124,7 @@ class Catalogue:
             line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise ConfigError(
                 f"{path}{line} can't be read ({' '.join(str(error).split())}). After a merge take one side of it as a whole, else "
-                "restore it (git checkout); then: asr experiments lock."
+                f"restore it (git checkout); then: {self.lock_command}."
             ) from error
 
     def write(self, lock: Lock) -> None:

@@ -22,7 +22,7 @@ from asr.provenance import Provenance
 
 MEND = (
     "A release stays what it was: put the value back, or write the old one into the version's own file; "
-    "what shall be new is the next version (v<N+1>.yaml, then `asr experiments lock`)"
+    "what shall be new is the next version (v<N+1>.yaml, then released)"
 )
 
 
@@ -80,7 +80,7 @@ def examine(catalogue: Catalogue, version: str, release: Release, now: dict[str,
     if now is None:
         found.problems.append(
             f"{version} is released, but {catalogue.shown(version)} is gone: restore it (git checkout); "
-            f"`asr experiments lock --replace {version}` withdraws it"
+            f"`{catalogue.lock_command} --replace {version}` withdraws it"
         )
     elif isinstance(now, ConfigError):
         found.drifts.append(

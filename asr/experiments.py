@@ -38,13 +38,15 @@ def check(catalogue: Catalogue) -> Findings:
     for name, version in versions:
         full, release = f"{name}/{version}", lock.get(name, {}).get(version)
         if release is None:
-            found.problems.append(f"{catalogue.shown(full)} is not released: run `asr experiments lock`, or call it {version}-draft.yaml")
+            found.problems.append(
+                f"{catalogue.shown(full)} is not released: run `{catalogue.lock_command}`, or call it {version}-draft.yaml"
+            )
         else:
             examine(catalogue, full, release, now[full], found)
     for name, releases in lock.items():
         if catalogue.alias(name) != newest(releases):
             found.problems.append(
-                f"{catalogue.shown(name)} doesn't choose the newest release, {newest(releases)}: run `asr experiments lock`"
+                f"{catalogue.shown(name)} doesn't choose the newest release, {newest(releases)}: run `{catalogue.lock_command}`"
             )
     return found
 

@@ -15,6 +15,8 @@ from asr import engines
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytest_plugins = ["recipes_made"]
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore"
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # mpirun, as in an activated environment

@@ -281,7 +281,7 @@ def test_the_next_version_is_released_and_becomes_the_newest(team):
         experiments.release(catalogue)
     edit(folder / "v10.yaml", "experiment_version: v1", "experiment_version: v10")
     problems = experiments.check(catalogue).problems
-    assert problems == [f"{folder}/v10.yaml is not released: run `asr experiments lock`, or call it v10-draft.yaml"]
+    assert problems == [f"{folder}/v10.yaml is not released: run `asr experiments lock --config-dir {team}`, or call it v10-draft.yaml"]
     edit(team / "experiment" / "trial.yaml", "newest version", "newest of ours")
     done = experiments.release(catalogue)
     assert (done.added, done.pointed) == (["trial/v10"], [f"{folder}.yaml"])

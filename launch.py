@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asr import composition, experiment, parallel, preflight, stops, submission, sweeps
+from asr import command_line, composition, config_files, experiment, explanations, parallel, preflight, stops, submission, sweeps
 from asr.errors import AsrError
 from asr.rehearsal import start as rehearsal
 from asr.secrets import redacted
 
 
-@hydra.main(version_base=composition.VERSION_BASE, config_path="conf", config_name="config")
+@hydra.main(version_base=config_files.VERSION_BASE, config_path="conf", config_name="config")
 def run(composed: DictConfig) -> float | None:
     """Hydra's task: run one experiment; returns the metric that a sweep optimises."""
     settings = HydraConfig.get()
@@ -60,9 +60,9 @@ def main() -> int:
         stops.listen()
         if submission.is_requeued() and not any(word.lstrip("+").startswith("resume=") for word in sys.argv[1:]):
             sys.argv.append("resume=auto")
-        asked = composition.read_command_line(sys.argv[1:])
+        asked = command_line.read_command_line(sys.argv[1:])
         if asked.action == "help":
-            print(composition.help_text())
+            print(command_line.help_text())
             return 0
         sweep = None
         if asked.action == "show":
@@ -71,8 +71,8 @@ def main() -> int:
             sweep = preflight.check(asked)
         with (
             sweeps.recorded(sweep, asked.overrides, show_sweep),
-            composition.explained(sys.argv[1:], asked.conf),
-            composition.hydra_s_part(run.__wrapped__),
+            explanations.explained(sys.argv[1:], asked.conf),
+            explanations.hydra_s_part(run.__wrapped__),
             submission.reported(),
             parallel.listening(),
         ):

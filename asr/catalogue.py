@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from asr import composition, provenance
-from asr.composition import CONF
+from asr import command_line, composition, config_files, provenance
+from asr.config_files import CONF
 from asr.errors import ConfigError
 from asr.files import written
 from asr.provenance import Provenance
@@ -76,7 +76,7 @@ class Catalogue:
         return shlex.join(["asr", "experiments", "lock", *(["--config-dir", str(self.config_dir)] if self.config_dir else [])])
 
     def overrides(self, name: str) -> list[str]:
-        return [f"experiment={name}", *([composition.searching(self.config_dir)] if self.config_dir else [])]
+        return [f"experiment={name}", *([command_line.searching(self.config_dir)] if self.config_dir else [])]
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.yaml"
@@ -147,7 +147,7 @@ class Catalogue:
         path = self.file(name)
         if not path.is_file():
             return None
-        composition.check_yaml(path)
+        config_files.check_yaml(path)
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         chosen = content.get("defaults") if isinstance(content, dict) and set(content) == {"defaults"} else None
         folder, _, version = (

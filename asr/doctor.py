@@ -23,7 +23,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from asr import composition, config, gaudi, hub, launchers
+from asr import composition, config, config_files, gaudi, hub, launchers
 from asr.errors import AsrError, ConfigError
 from asr.pipeline import Pipeline
 from asr.topology import num_devices
@@ -205,7 +205,7 @@ def _hub() -> Iterator[Finding]:
 
 def _topologies() -> Iterator[Finding]:
     """Yield, for each topology of conf/, whether it runs here and, if not, why."""
-    for path in sorted((composition.CONF / "topology").glob("*.yaml")):
+    for path in sorted((config_files.CONF / "topology").glob("*.yaml")):
         node = composition.to_container(composition.compose(config_name=f"topology/{path.stem}"))["topology"]
         topology = config.node_of(config.import_target(node.pop("_target_")), node)
         reasons = []

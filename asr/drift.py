@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from asr import composition, provenance
+from asr import config_files, provenance
 from asr.catalogue import Catalogue, Release
 from asr.config import Config, dotted_keys
 from asr.differences import ABSENT, as_json, differences, equal
@@ -113,7 +113,7 @@ def _is_default(config: Mapping[str, Any], key: str, value: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _signature(cls: type) -> Any:
-    return OmegaConf.to_container(composition.schema_of(f"{cls.__module__}.{cls.__qualname__}"))
+    return OmegaConf.to_container(config_files.schema_of(f"{cls.__module__}.{cls.__qualname__}"))
 
 
 def _cause(key: str, release: Release, now: Mapping[str, Any], sources: Provenance) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from asr import compatibility, composition
+from asr import compatibility, composition, config_files
 from asr.errors import ConfigError, did_you_mean
 from asr.pipeline import Pipeline
 from asr.script_arguments import DEFAULTS, ENCODER_DECODER, LAUNCHERS, SCRIPTS, SPAWN, STREAMING, WHISPER, Argument, arguments_of
@@ -458,7 +458,7 @@ def _json_of(path: Path) -> dict[str, Any]:
 def model_options() -> dict[str, str]:
     """Return the options of the model group that are a checkpoint, by its name."""
     found: dict[str, str] = {}
-    for path in sorted((composition.CONF / "model").glob("*.yaml")):
+    for path in sorted((config_files.CONF / "model").glob("*.yaml")):
         name = yaml.safe_load(path.read_text(encoding="utf-8")).get("name_or_path")
         found |= {name: path.stem} if name else {}
     return found

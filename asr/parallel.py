@@ -23,8 +23,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from asr import launchers, stops
-from asr.composition import explained
 from asr.errors import ConfigError, JobError, LaunchError
+from asr.explanations import explained
 from asr.topology import Topology
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher."

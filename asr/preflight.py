@@ -13,14 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from asr import composition, parallel, pipeline, runs, sessions, submission, sweeps
+from asr import command_line, composition, parallel, pipeline, runs, sessions, submission, sweeps
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.rehearsal import start as rehearsal
 from asr.tuning import checking, settings
 
 
-def check(asked: composition.CommandLine) -> Path | None:
+def check(asked: command_line.CommandLine) -> Path | None:
     """Raise ConfigError for whatever is wrong with the configuration, before Hydra makes a directory.
 
     Returns the folder of a sweep that is to be recorded, which Hydra is told of.
@@ -32,12 +32,12 @@ def check(asked: composition.CommandLine) -> Path | None:
     if not asked.jobs:
         return None  # --cfg, --info and the like
     first = compose(asked.jobs[0])
-    multirun = composition.ready_multirun(asked, first)
+    multirun = command_line.ready_multirun(asked, first)
     jobs = asked.jobs
     if multirun and settings.is_optuna(first):
         jobs = checking.overrides_to_check(first, asked.overrides, asked.conf)
     elif multirun:
-        jobs = composition.jobs_of_sweep(asked, first)
+        jobs = command_line.jobs_of_sweep(asked, first)
     if jobs[0] != asked.jobs[0]:
         first = compose(jobs[0])
     several = multirun and (len(jobs) > 1 or settings.is_optuna(first))
@@ -79,7 +79,7 @@ def check(asked: composition.CommandLine) -> Path | None:
     return _sweep_folder(asked, compose(asked.shared) if asked.shared != jobs[0] else first) if multirun else None
 
 
-def _sweep_folder(asked: composition.CommandLine, shared: DictConfig) -> Path | None:
+def _sweep_folder(asked: command_line.CommandLine, shared: DictConfig) -> Path | None:
     """Return where a sweep is recorded, and tell Hydra of it: a new folder, or the one of the sweep that resume=auto goes on with.
 
     None for dry runs and rehearsals, which have nothing to go on with.
@@ -96,7 +96,7 @@ def _sweep_folder(asked: composition.CommandLine, shared: DictConfig) -> Path | 
     except OSError as error:  # such as a name too long to be looked up
         raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=sweeps.KEY) from error
     if not named:
-        sys.argv.append(composition.override(sweeps.KEY, str(folder)))
+        sys.argv.append(command_line.override(sweeps.KEY, str(folder)))
     return folder.absolute()
 
 
@@ -112,7 +112,7 @@ def _check_folder(composed: DictConfig, described: Pipeline, key: str, *, multir
         raise ConfigError(f"can't name a folder ({error.strerror}); choose another.", key=key) from error
 
 
-def warn(asked: composition.CommandLine) -> None:
+def warn(asked: command_line.CommandLine) -> None:
     """Say on stderr what would refuse a launch of the configuration that Hydra is about to show."""
     for overrides in asked.jobs:
         composed = composition.compose(overrides, conf=asked.conf, config_name=asked.config_name)

@@ -19,12 +19,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from asr import composition
+from asr import composition, config_files, explanations
 from asr.config import Config, import_target
 
 PRIMARY = "config"
 EMPTY = "{}"
-NOT_OURS = ("hydra", composition.LOCAL)
+NOT_OURS = ("hydra", config_files.LOCAL)
 """Groups whose choices aren't a part of an experiment."""
 
 
@@ -81,8 +81,8 @@ def of(overrides: Sequence[str], folders: Sequence[Path]) -> Provenance:
     found = Provenance(folders)
     with (
         composition.same_everywhere(),
-        composition.composing(overrides, conf),
-        initialize_config_dir(str(conf), version_base=composition.VERSION_BASE),
+        explanations.composing(overrides, conf),
+        initialize_config_dir(str(conf), version_base=config_files.VERSION_BASE),
     ):
         listed = GlobalHydra.instance().config_loader().compute_defaults_list(PRIMARY, list(overrides), RunMode.RUN)
     for default in listed.defaults:
@@ -205,7 +205,7 @@ def field_of(config: Mapping[str, Any], key: str) -> str:
 
 def _file_of(cls: type) -> str:
     path = Path(inspect.getsourcefile(cls) or cls.__module__)
-    home = composition.CONF.parent
+    home = config_files.CONF.parent
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 

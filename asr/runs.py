@@ -106,7 +106,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration; raises ConfigError for a file that is none, or is larger than it looks."""
-        from asr.composition import UNFORESEEN, check_yaml
+        from asr.config_files import UNFORESEEN, check_yaml
 
         path = self.path / CONFIG_FILE
         check_yaml(path)

@@ -21,8 +21,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from asr import launchers, stops
-from asr.composition import explained
 from asr.errors import AsrError, ConfigError, JobError, LaunchError
+from asr.explanations import explained
 from asr.topology import Topology
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."

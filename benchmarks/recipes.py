@@ -22,13 +22,13 @@ import corpus
 import numpy as np
 from numpy.typing import NDArray
 
-from asr import composition
+from asr import composition, config_files
 from asr.batching import FILLER, groups_by_length
 from asr.features import InputLength
 from asr.pipeline import Pipeline
 from asr.planning import DECODER_SHARE, Sizes
 
-CONF = composition.CONF / "experiment"
+CONF = config_files.CONF / "experiment"
 START, END = "<!-- tables: python benchmarks/recipes.py --write docs/recipes.md -->", "<!-- end of the tables -->"
 COMMON_VOICE_QUANTILES = ((0, 1.1), (0.1, 2.6), (0.25, 3.3), (0.5, 4.2), (0.75, 5.3), (0.9, 6.7), (0.99, 9.2), (1, 15.0))
 """Seconds below which a share of Common Voice's clips lies: a guess whose mean, 4.4 s, is that of the Hindi hours."""

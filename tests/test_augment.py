@@ -91,7 +91,7 @@ def test_the_schema_takes_numbers_and_refuses_words():
     from omegaconf import OmegaConf
     from omegaconf.errors import ValidationError
 
-    from asr.composition import schema_of
+    from asr.config_files import schema_of
 
     schema = schema_of("asr.augment.Augmentation")
     assert OmegaConf.merge(schema, {"noise_snr_db": [5, 20]}).noise_snr_db == [5.0, 20.0]

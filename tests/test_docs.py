@@ -38,9 +38,9 @@ def pages() -> dict[str, str]:
 def test_the_readme_s_commands_compose(command):
     import shlex
 
-    from asr import composition
+    from asr import command_line
 
-    asked = composition.read_command_line(shlex.split(command, comments=True)[2:])
+    asked = command_line.read_command_line(shlex.split(command, comments=True)[2:])
     for overrides in {tuple(asked.jobs[0]), tuple(asked.jobs[-1])}:
         Pipeline.of(composed(*overrides))
 
@@ -64,11 +64,11 @@ ELSEWHERE = ("--config-dir", "--hydra-help", "-sc", "--help")
 def test_the_pages_commands_compose(page):
     import shlex
 
-    from asr import composition
+    from asr import command_line
 
     for command in commands(pages()[page]):
         if not any(word in command for word in ELSEWHERE) and "..." not in command:
-            asked = composition.read_command_line(shlex.split(command, comments=True)[2:])
+            asked = command_line.read_command_line(shlex.split(command, comments=True)[2:])
             for overrides in {tuple(asked.jobs[0]), tuple(asked.jobs[-1])} if asked.jobs else ():
                 try:
                     composed(*overrides)

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from asr import composition, experiments, preflight
+from asr import command_line, composition, experiments, preflight
 from asr.catalogue import LOCK, Catalogue
 from asr.differences import ABSENT, differences
 from asr.drift import Findings, examine
@@ -434,14 +434,14 @@ def test_a_launch_without_a_version_says_which_it_takes(tmp_path, capsys):
 
     assert (taken("experiment=spoken_digits_whisper/v1"), taken()) == ("", "")
     words = ["experiment=spoken_digits_ctc", "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}"]
-    preflight.check(composition.read_command_line(words))
+    preflight.check(command_line.read_command_line(words))
     assert capsys.readouterr().err == "experiment: spoken_digits_ctc/v1, the newest version; name it to keep to it\n"
 
 
 def test_the_nearest_version_is_named_also_of_a_folder_of_one_s_own(team):
     for name, right in (("trial/v4", "trial/v1"), ("trail/v1", "trial/v1"), (f"{HPU8}/v7", f"{HPU8}/v")):
         with pytest.raises(ConfigError, match=rf"^experiment: there is no '{name}' in conf/experiment. Did you mean {right}"):
-            composition.compose(composition.read_command_line(["--config-dir", str(team), f"experiment={name}"]).jobs[0])
+            composition.compose(command_line.read_command_line(["--config-dir", str(team), f"experiment={name}"]).jobs[0])
     with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
         Catalogue(team / "nowhere").files()
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, composed
 from test_leases import HOLDS
 
-from asr import composition, experiment, leases, parallel, preflight, stops
+from asr import command_line, experiment, leases, parallel, preflight, stops
 from asr.errors import ConfigError, JobError, LaunchError
 from asr.pipeline import Pipeline
 from asr.stops import End
@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_launcher_is_known_and_made_ready(here, monkeypatch):
     monkeypatch.setenv(parallel.PARENT, "")  # put back afterwards
-    preflight.check(composition.read_command_line(["-m", "seed=1,2", *JOBLIB]))
+    preflight.check(command_line.read_command_line(["-m", "seed=1,2", *JOBLIB]))
     assert os.environ[parallel.PARENT] == str(os.getpid())
     assert list(here.iterdir()) == []
 
@@ -46,7 +46,7 @@ def test_jobs_that_can_t_be_are_refused_before_any_starts(here, monkeypatch, ove
     monkeypatch.setenv("HABANA_VISIBLE_MODULES", "0,1,2")
     monkeypatch.setattr(Pipeline, "check_compatible", lambda *_, **__: None)  # there is no Gaudi here
     with pytest.raises(ConfigError, match=said):
-        preflight.check(composition.read_command_line(["-m", *JOBLIB, *overrides]))
+        preflight.check(command_line.read_command_line(["-m", *JOBLIB, *overrides]))
     assert list(here.iterdir()) == []
     assert parallel.PARENT not in os.environ
 
@@ -57,7 +57,7 @@ import importlib.util, sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules["hydra_plugins.hydra_joblib_launcher"] = None
 from hydra.core.config_store import ConfigStore
-from asr import composition
+from asr import command_line, composition
 ConfigStore.instance().repo.get("hydra", {{}}).get("launcher", {{}}).pop("joblib.yaml", None)
 try:
     composition.compose({JOBLIB!r}, with_hydra=True)

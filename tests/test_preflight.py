@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT, TINY, composed
 
-from asr import composition, preflight
+from asr import command_line, composition, preflight
 from asr.pipeline import warnings_of
 
 
@@ -69,7 +69,7 @@ def test_warnings_of_a_composed_configuration(overrides, warnings):
 
 
 def test_a_missing_value_is_a_warning_where_the_configuration_is_shown(capsys):
-    preflight.warn(composition.read_command_line(["--cfg", "all", "dataset.train_split=???"]))
+    preflight.warn(command_line.read_command_line(["--cfg", "all", "dataset.train_split=???"]))
     assert capsys.readouterr().err.startswith("warning: dataset.train_split: ")
 
 

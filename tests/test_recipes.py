@@ -129,10 +129,10 @@ def test_a_recipe_s_plan_is_that_of_its_batching(recipes):
 
 
 def test_the_document_s_commands_compose():
-    from asr import composition
+    from asr import command_line
 
     lines = [line for line in (ROOT / "docs" / "recipes.md").read_text().splitlines() if line.startswith("python launch.py")]
     assert len(lines) >= 5
     for line in lines:
-        for overrides in composition.read_command_line(shlex.split(line, comments=True)[2:]).jobs:
+        for overrides in command_line.read_command_line(shlex.split(line, comments=True)[2:]).jobs:
             Pipeline.of(composed(*overrides))

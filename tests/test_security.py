@@ -249,7 +249,7 @@ def test_what_is_too_short_or_no_secret_stays(monkeypatch):
     ],
 )
 def test_a_secret_on_the_command_line_is_refused(monkeypatch, argument, message):
-    from asr.composition import read_command_line
+    from asr.command_line import read_command_line
 
     monkeypatch.setenv("HF_TOKEN", "planted-0123456789")
     with pytest.raises(ConfigError, match=message):

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from test_supervision import until
 
-from asr import composition, nodes, submission
+from asr import command_line, composition, nodes, submission
 from asr.errors import ConfigError, JobError, LaunchError
 from asr.pipeline import Pipeline
 from asr.topology import Topology
@@ -115,8 +115,8 @@ def with_mode(composed, mode: RunMode | None):
 )
 def test_a_launcher_makes_a_multirun(monkeypatch, action, launcher, mode, expected, told):
     monkeypatch.setattr(sys, "argv", ["launch.py"])
-    asked = composition.CommandLine(action, [[]], "config")
-    assert composition.ready_multirun(asked, with_mode(launcher or job(), mode)) is expected
+    asked = command_line.CommandLine(action, [[]], "config")
+    assert command_line.ready_multirun(asked, with_mode(launcher or job(), mode)) is expected
     assert (sys.argv[-1] == "hydra.mode=MULTIRUN") is told
 
 
@@ -127,9 +127,9 @@ def test_a_run_of_the_default_launcher_is_none():
 
 
 def test_the_folder_of_a_single_run_is_refused_for_jobs():
-    asked = composition.read_command_line([GAUDI_SLURM, "hydra.run.dir=mine"])
+    asked = command_line.read_command_line([GAUDI_SLURM, "hydra.run.dir=mine"])
     with pytest.raises(ConfigError, match=r"hydra.run.dir: .* hydra.sweep.dir"):
-        composition.ready_multirun(asked, job())
+        command_line.ready_multirun(asked, job())
 
 
 # --- what can't become jobs ----------------------------------------------------------------------------------------------
@@ -192,13 +192,13 @@ def test_several_servers_take_slurm_s_word(monkeypatch, slurm):
 
 def test_a_job_takes_over_hydra_s_state():
     """submitit hands it to a process that hasn't imported it yet: what is registered in ours must not be refused there."""
-    kept = "import sys, cloudpickle, asr.composition; from hydra.core.singleton import Singleton; "
+    kept = "import sys, cloudpickle, asr.config_files; from hydra.core.singleton import Singleton; "
     kept += "sys.stdout.buffer.write(cloudpickle.dumps(Singleton.get_state()))"
     state = subprocess.run([sys.executable, "-c", kept], cwd=ROOT, capture_output=True, check=True).stdout
     taken = "import sys, cloudpickle; from hydra.core.singleton import Singleton; Singleton.set_state(cloudpickle.load(sys.stdin.buffer)); "
     taken += "from hydra._internal.sources_registry import SourcesRegistry; print(SourcesRegistry.instance().resolve('file').__module__)"
     done = subprocess.run([sys.executable, "-c", taken], cwd=ROOT, input=state, capture_output=True)
-    assert done.stdout.decode().strip() == "asr.composition", done.stderr.decode()[-500:]
+    assert done.stdout.decode().strip() == "asr.config_files", done.stderr.decode()[-500:]
 
 
 def test_a_job_s_error_survives_pickling():

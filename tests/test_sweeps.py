@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hydra.types import RunMode
 
-from asr import composition, preflight, runs, sessions, stops, sweeps
+from asr import command_line, composition, preflight, runs, sessions, stops, sweeps
 from asr.errors import ConfigError, DataError, JobError
 from asr.sweeps import Sweep
 
@@ -170,7 +170,7 @@ def arguments(monkeypatch, tmp_path):
 
     def check(*words: str) -> Path | None:
         monkeypatch.setattr(sys, "argv", ["launch.py", *words])
-        return preflight.check(composition.read_command_line(list(words)))
+        return preflight.check(command_line.read_command_line(list(words)))
 
     return check
 
@@ -201,8 +201,8 @@ def test_a_saved_sweep_is_checked_value_by_value(arguments, tmp_path):
 
 
 def test_the_saved_sweep_varies_rates_and_batch_sizes():
-    asked = composition.read_command_line(["+sweep=lr_batch"])
-    jobs = composition.jobs_of_sweep(asked, composition.compose(asked.jobs[0], with_hydra=True))
+    asked = command_line.read_command_line(["+sweep=lr_batch"])
+    jobs = command_line.jobs_of_sweep(asked, composition.compose(asked.jobs[0], with_hydra=True))
     assert len(jobs) == 6
     assert {word.partition("=")[0] for word in jobs[0][:2]} == {"trainer.args.learning_rate", "trainer.args.per_device_train_batch_size"}
 
@@ -217,9 +217,9 @@ def test_asr_resume_starts_no_code_that_a_sweep_json_names(tmp_path, word):
 def test_asr_resume_starts_the_same_sweep(tmp_path):
     folder = made(tmp_path / "s's", [*GRID, "hydra.sweep.dir=x", "resume=never"])
     command, cwd = sweeps.command_to_resume(folder)
-    assert command[1:] == [str(runs.CODE / "launch.py"), "-m", *GRID, composition.override("hydra.sweep.dir", str(folder)), "resume=auto"]
+    assert command[1:] == [str(runs.CODE / "launch.py"), "-m", *GRID, command_line.override("hydra.sweep.dir", str(folder)), "resume=auto"]
     assert cwd == tmp_path
-    asked = composition.read_command_line(command[2:])
+    asked = command_line.read_command_line(command[2:])
     assert composition.compose(asked.shared, with_hydra=True).hydra.sweep.dir == str(folder)
     made(tmp_path / "t", cwd="/nowhere/at/all")
     with pytest.raises(ConfigError, match="isn't there"):

@@ -13,9 +13,10 @@ from urllib.parse import parse_qsl, urlsplit
 from omegaconf import DictConfig, OmegaConf
 
 from asr import config
-from asr.composition import MOST_JOBS, composing
+from asr.command_line import MOST_JOBS
 from asr.config import bounded, choice, free_form
 from asr.errors import ConfigError
+from asr.explanations import composing
 from asr.secrets import SECRET_NAME
 
 KEY = "hydra.sweeper"

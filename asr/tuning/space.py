@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 
-from asr.composition import composing
 from asr.errors import ConfigError, did_you_mean
+from asr.explanations import composing
 from asr.runs import flat
 
 if TYPE_CHECKING:

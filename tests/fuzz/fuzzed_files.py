@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from asr.composition import CONF
+from asr.config_files import CONF
 
 USED = "config.yaml trainer/ctc.yaml topology/cpu.yaml experiment/spoken_digits_ctc.yaml experiment/spoken_digits_ctc/v1.yaml".split()
 USED += "dataset/spoken_digits.yaml model/wav2vec2_bert_tiny.yaml batching/buckets.yaml gaudi_config/default.yaml".split()

@@ -11,7 +11,7 @@ import pytest
 from conftest import ENGINE, ROOT
 from omegaconf import OmegaConf, open_dict
 
-from asr import composition, preflight
+from asr import command_line, composition, config_files, preflight
 from asr.errors import ConfigError
 from asr.tuning import checking, settings
 
@@ -29,7 +29,7 @@ def check(overrides=(), **changes):
     with open_dict(config):
         for key, value in changes.items():
             OmegaConf.update(config, key.replace("__", "."), value, merge=False)
-    return checking.overrides_to_check(config, list(overrides), composition.CONF)
+    return checking.overrides_to_check(config, list(overrides), config_files.CONF)
 
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -134,7 +134,7 @@ def test_without_optuna_the_mend_is_named(monkeypatch):
 def test_a_launch_is_refused_for_a_parameter_that_can_t_be(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        preflight.check(composition.read_command_line([*words, *ENGINE]))
+        preflight.check(command_line.read_command_line([*words, *ENGINE]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +147,7 @@ def test_options_of_a_group_are_checked_each():
 @needs_optuna
 def test_a_space_larger_than_any_grid_is_no_trouble():
     wide = [f"trainer.args.{name}=range(1,200)" for name in ("max_steps", "warmup_steps", "eval_steps")]
-    asked = composition.read_command_line(["-m", "hydra/sweeper=asr_optuna", *wide])
+    asked = command_line.read_command_line(["-m", "hydra/sweeper=asr_optuna", *wide])
     assert len(check(asked.overrides)) == 1 + 3 + 1 + 2
 
 
@@ -156,7 +156,7 @@ def test_the_sweeper_alone_makes_it_a_sweep(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["launch.py"])
     with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.params: the sweep varies nothing"):
-        preflight.check(composition.read_command_line(["hydra/sweeper=asr_optuna", *ENGINE]))
+        preflight.check(command_line.read_command_line(["hydra/sweeper=asr_optuna", *ENGINE]))
     assert sys.argv[1:] == ["hydra.mode=MULTIRUN"]
 
 
@@ -171,7 +171,7 @@ class Mapped:
     find_spec = staticmethod(find_spec)
 sys.path = [place for place in sys.path if place not in ("", {str(ROOT)!r})] + [{str(tmp_path)!r}]
 sys.meta_path.insert(0, Mapped)
-from asr import composition, preflight
+from asr import command_line, composition, config_files, preflight
 from hydra.core.plugins import Plugins
 print(*(f"hydra_plugins.{{name}}" in Plugins.instance().class_name_to_class for name in ("asr_optuna.OptunaSweeper", "theirs.Theirs")))
 print("optuna" in sys.modules)

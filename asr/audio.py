@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,21 +101,10 @@ def read(
     (a file cut short), for samples that are NaN or infinite, and for what can't be decoded.
     """
     import numpy as np
-    import soundfile
     import soxr
 
-    try:
-        stored = _stored(path, column, row, content)
-        with soundfile.SoundFile(stored) as file:
-            _check_header(file, stored, _where(path, row))
-            rate_hz, count, finite = file.samplerate, file.frames, file.subtype.startswith("PCM")
-            if start_seconds is not None:
-                start = min(round(start_seconds * rate_hz), file.frames)
-                file.seek(start)
-                count = min(count - start, count if seconds is None else round(seconds * rate_hz))
-            samples = _decoded(file, count)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, row, error, is_there=content is not None) from error
+    with _opened(path, column, row, start_seconds, seconds, content) as (file, count):
+        rate_hz, finite, samples = file.samplerate, _is_finite(file), _decoded(file, count)
     if seconds is not None and abs(len(samples) / rate_hz - seconds) > TOLERANCE_SECONDS:
         raise DataError(
             f"{_where(path, row)} is cut short: {len(samples) / rate_hz:.2f} s of {seconds:.2f} s can be decoded; repair or leave it out."
@@ -122,7 +112,7 @@ def read(
     mono = _mono(samples)
     if rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, rate_hz, sample_rate_hz)
-    if not finite:  # integer samples, flac's too, can't be otherwise
+    if not finite:
         _check_sound(mono, _where(path, row))
     return np.ascontiguousarray(mono, dtype=np.float32)
 
@@ -141,31 +131,47 @@ def blocks(
     A file of its own that ends before what its header promises is cut short: that is found out after its last block.
     """
     import numpy as np
-    import soundfile
     import soxr
 
+    with _opened(path, column, row, start_seconds, seconds, None) as (file, left):
+        rate_hz, finite = file.samplerate, _is_finite(file)
+        stream = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32") if rate_hz != sample_rate_hz else None
+        while left > 0:
+            wanted = min(STREAMED_SECONDS * rate_hz, left)
+            mono = _mono(file.read(wanted, dtype="float32", always_2d=True))
+            left = left - len(mono) if len(mono) == wanted else 0
+            lost = wanted - len(mono)
+            if not finite:
+                _check_sound(mono, _where(path, row))
+            yield np.ascontiguousarray(stream.resample_chunk(mono, last=left == 0) if stream else mono, dtype=np.float32)
+            if lost > TOLERANCE_SECONDS * rate_hz:
+                raise DataError(f"{_where(path, row)} is cut short: its last seconds can't be decoded; repair it or leave it out.")
+
+
+@contextmanager
+def _opened(
+    path: Path, column: str, row: int | None, start_seconds: float | None, seconds: float | None, content: bytes | None
+) -> Iterator[tuple[Any, int]]:
+    """Yield a file where its part begins, and how many frames the part has; what fails inside is a DataError that names the file."""
+    import soundfile
+
     try:
-        stored = _stored(path, column, row, None)
+        stored = _stored(path, column, row, content)
         with soundfile.SoundFile(stored) as file:
             _check_header(file, stored, _where(path, row))
-            rate_hz, left, finite = file.samplerate, file.frames, file.subtype.startswith("PCM")
+            count = file.frames
             if start_seconds is not None:
-                start = min(round(start_seconds * rate_hz), file.frames)
+                start = min(round(start_seconds * file.samplerate), file.frames)
                 file.seek(start)
-                left = min(left - start, left if seconds is None else round(seconds * rate_hz))
-            stream = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32") if rate_hz != sample_rate_hz else None
-            while left > 0:
-                wanted = min(STREAMED_SECONDS * rate_hz, left)
-                mono = _mono(file.read(wanted, dtype="float32", always_2d=True))
-                left = left - len(mono) if len(mono) == wanted else 0
-                lost = wanted - len(mono)
-                if not finite:
-                    _check_sound(mono, _where(path, row))
-                yield np.ascontiguousarray(stream.resample_chunk(mono, last=left == 0) if stream else mono, dtype=np.float32)
-                if lost > TOLERANCE_SECONDS * rate_hz:
-                    raise DataError(f"{_where(path, row)} is cut short: its last seconds can't be decoded; repair it or leave it out.")
+                count = min(count - start, count if seconds is None else round(seconds * file.samplerate))
+            yield file, count
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, row, error) from error
+        raise _unreadable(path, row, error, is_there=content is not None) from error
+
+
+def _is_finite(file: Any) -> bool:
+    """Whether samples can't be otherwise: integers, flac's too."""
+    return str(file.subtype).startswith("PCM")
 
 
 def _mono(samples: NDArray[np.float32]) -> NDArray[np.float32]:

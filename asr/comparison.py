@@ -5,9 +5,8 @@ In: run directories, the first of which the others are compared with. Out: table
 
 from __future__ import annotations
 
-import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 from rich.table import Table
 
 from asr import metrics, runs, statistics
+from asr.alignment import Aligned, aligned
 from asr.circumstances import MEASURED, metrics_of
 from asr.config import WITHOUT_EFFECT
 from asr.differences import ABSENT, as_json, equal
 from asr.errors import ConfigError
 from asr.report import plain_table, shown_path
-from asr.runs import PREDICTIONS_FILE, Run
+from asr.runs import Run
 from asr.statistics import Paired
 
 PAGE_FILE = "compare.html"
@@ -70,6 +70,11 @@ class Heard:
     def more(self) -> int:
         """Errors that the other run makes more; below zero, less."""
         return self.other.errors - self.first.errors
+
+    @cached_property
+    def words(self) -> list[list[Aligned]]:
+        """What the first run heard, and the other, word by word beside the reference."""
+        return list(aligned([self.first.reference] * 2, [self.first.hypothesis, self.other.hypothesis]))
 
 
 @dataclass
@@ -207,25 +212,13 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 
 def _side(letter: str, run: Run) -> Side:
-    return Side(letter, run, run.config, metrics_of(run), dict(predictions(run.path / PREDICTIONS_FILE)))
+    return Side(letter, run, run.config, metrics_of(run), {line["id"]: _scored(line) for line in run.predictions})
 
 
-def predictions(path: Path) -> Iterator[tuple[str, Scored]]:
-    """Yield the utterances of a predictions.jsonl by id, none where it isn't there; raise ConfigError with a bad line's number."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                said = json.loads(line)
-                texts = said["id"], said["reference"], said["hypothesis"]
-                if not all(isinstance(text, str) for text in texts):
-                    raise TypeError("id, reference or hypothesis is no text")
-                errors = said.get("errors")
-                exact = errors if isinstance(errors, int) and errors >= 0 else metrics.word_errors(*texts[1:])
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ConfigError(f"line {number} of {path} is no prediction ({type(error).__name__}: {error}).") from error
-            yield texts[0], Scored(texts[1], texts[2], exact)
+def _scored(line: Mapping[str, Any]) -> Scored:
+    reference, hypothesis, errors = line["reference"], line["hypothesis"], line.get("errors")
+    known = isinstance(errors, int) and errors >= 0
+    return Scored(reference, hypothesis, errors if known else metrics.word_errors(reference, hypothesis))  # type: ignore[arg-type]
 
 
 def _paired(first: Side, other: Side) -> Pair:

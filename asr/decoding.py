@@ -126,17 +126,7 @@ class BeamDecoder:
             # a word ends in the delimiter, so that the path of tokens is spelled with spaces
             trie.insert([*ids, delimiter], number, language.score(beginning, number)[1])
         trie.smear(library.SmearingMode.MAX)
-        options = library.LexiconDecoderOptions(
-            beam_size=self.beam_size,
-            beam_size_token=self.beam_size_token or len(tokenizer),
-            beam_threshold=self.beam_threshold,
-            lm_weight=self.lm_weight,
-            word_score=self.word_score,
-            unk_score=-math.inf,
-            sil_score=self.silence_score,
-            log_add=False,
-            criterion_type=library.CriterionType.CTC,
-        )
+        options = library.LexiconDecoderOptions(word_score=self.word_score, unk_score=-math.inf, **self._options(tokenizer))
         decoder = library.LexiconDecoder(options, trie, language, delimiter, blank, words.get_index(UNKNOWN), [], False)
         return _searching(decoder, len(tokenizer), ending=delimiter, blank=blank)
 
@@ -151,18 +141,24 @@ class BeamDecoder:
         path = Path(str(self.lm)).expanduser()
         if is_arpa(path) and not {str(name) for name in tokenizer.get_vocab()} & set(_unigrams(path)):
             raise ConfigError("is a model of none of the tokenizer's tokens; lexicon_free=true needs one of characters.", key="lm")
-        options = library.LexiconFreeDecoderOptions(
-            beam_size=self.beam_size,
-            beam_size_token=self.beam_size_token or len(tokenizer),
-            beam_threshold=self.beam_threshold,
-            lm_weight=self.lm_weight,
-            sil_score=self.silence_score,
-            log_add=False,
-            criterion_type=library.CriterionType.CTC,
-        )
+        options = library.LexiconFreeDecoderOptions(**self._options(tokenizer))
         silence = blank if delimiter is None else delimiter
         decoder = library.LexiconFreeDecoder(options, self._language_model(tokens), silence, blank, [])
         return _searching(decoder, len(tokenizer), ending=None, blank=blank)
+
+    def _options(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return what either search of the library is given."""
+        from flashlight.lib.text import decoder as library
+
+        return {
+            "beam_size": self.beam_size,
+            "beam_size_token": self.beam_size_token or len(tokenizer),
+            "beam_threshold": self.beam_threshold,
+            "lm_weight": self.lm_weight,
+            "sil_score": self.silence_score,
+            "log_add": False,
+            "criterion_type": library.CriterionType.CTC,
+        }
 
     def _language_model(self, entries: Any) -> Any:
         from flashlight.lib.text.decoder.kenlm import KenLM

@@ -1,4 +1,4 @@
-"""What the documents say is held against the code."""
+"""What the documents say is held against the code; tests/e2e/test_documents.py runs their commands."""
 
 import re
 
@@ -53,27 +53,6 @@ def test_make_targets_are_real():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", readme(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-ELSEWHERE = ("--config-dir", "--hydra-help", "-sc", "--help")
-"""What commands of the pages need files for that only their reader has, or what Hydra answers alone."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", sorted(pages()))
-def test_the_pages_commands_compose(page):
-    import shlex
-
-    from asr import command_line
-
-    for command in commands(pages()[page]):
-        if not any(word in command for word in ELSEWHERE) and "..." not in command:
-            asked = command_line.read_command_line(shlex.split(command, comments=True)[2:])
-            for overrides in {tuple(asked.jobs[0]), tuple(asked.jobs[-1])} if asked.jobs else ():
-                try:
-                    composed(*overrides)
-                except Exception as error:
-                    raise AssertionError(command) from error
 
 
 def test_the_pages_name_commands_of_asr_that_there_are():

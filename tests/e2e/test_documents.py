@@ -180,6 +180,8 @@ def on_this_machine(command: list[str], folder: Path, corpora, checkpoints) -> l
         if "rehearse" in given:
             found = [word for word in found if key_of(word) in ("dataset.root", "dataset.cache_dir", "model.name_or_path")]
         take(*(word for word in found if not (key_of(word).startswith("dataset.") and "dataset" in given)))
+        if "," in given["experiment"]:  # Hydra composes what a sweep doesn't vary by itself: it is of every dataset then
+            del ours["dataset.cache_dir"]
     elif "dataset" not in given and "dataset.path" not in given and "dataset.parts" not in given:
         take(*TINY)
     if "rehearse" not in given:
@@ -233,9 +235,15 @@ def test_it_runs_as_written(line, desk, corpora, checkpoints, tmp_path, own_cach
     shutil.copytree(desk, folder, symlinks=True)
     if "resume" in line:
         unfinished(folder)
+    if "hydra.sweep.dir" in line:  # a new one: the folder's is of another command
+        shutil.rmtree(folder / f"{RUN}-sweep")
+    if "HF_HOME" in line:
+        hub.cache(folder / "a" / "cache", checkpoints / "encoder", name="facebook/wav2vec2-base")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     here = line.replace("experiment=...", "experiment=spoken_digits_ctc/v1").replace("openai/whisper-small", f"{checkpoints}/whisper")
-    here = re.sub(r"(?<![\w.])/(data|team/conf|from/a)(?=/|\b)", rf"{folder}/\1", here)
+    for there, here_is in (("/a/folder", checkpoints / "encoder"), ("/a/corpus", folder / "data" / "mine")):
+        here = here.replace(there, str(here_is))
+    here = re.sub(r"(?<![\w.])/(data|team/conf|from/a|a/cache)(?=/|\b)", rf"{folder}/\1", here)
     here = here.replace("/models/whisper-small", f"{checkpoints}/whisper").replace("/shared/runs", f"{folder}/shared")
     if "launch.py" in here and "$(" not in here:
         words = shlex.split(here, comments=True)

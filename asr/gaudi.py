@@ -182,6 +182,24 @@ def generate_on_cpu(trainer: Any) -> None:
     trainer.model.generate, trainer.prediction_step = plain, alone
 
 
+def reorder_beams(model: Any) -> None:
+    """Give a model that generates what optimum-habana's beam search reorders a cache of tuples by (generation/utils.py:191).
+
+    transformers 4.55 has no such method any more for BART, Whisper or encoders with a decoder: they would fail with several beams.
+    """
+    if not hasattr(model, "_reorder_cache"):
+        model._reorder_cache = _reordered
+
+
+def _reordered(past_key_values: Any, beam_idx: Any) -> Any:
+    if hasattr(past_key_values, "reorder_cache"):
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+    return tuple(
+        tuple(state if state is None else state.index_select(0, beam_idx.to(state.device)) for state in layer) for layer in past_key_values
+    )
+
+
 def divides_by_accumulation(args: Any) -> bool:
     """Say whether GaudiTrainer divides the loss by the accumulation steps itself.
 

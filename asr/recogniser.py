@@ -173,6 +173,8 @@ class Recogniser:
         self.tokenizer = Vocabulary().tokenizer_of(name, key=KEY, **where)
         model.check_tokenizer(self.tokenizer)
         self.model = model.load(self.tokenizer, new_head=False).train(False).to(self.device)
+        if self.device == "hpu" and found.generates:
+            gaudi.reorder_beams(self.model)
         self.extractor = model.processor(self.tokenizer, self.model).feature_extractor
         self.collator = Collator.for_extractor(self.extractor)
         self.input_length = model.input_length()

@@ -1,6 +1,8 @@
 """A beam search with a language model, held against the best token of each frame."""
 
+import base64
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -37,6 +39,15 @@ ngram 2=4
 
 \end\
 """
+BINARY = zlib.decompress(
+    base64.b64decode(
+        "eNrLzU0sUMjJVcgoKSmw0tfPzkhNTMtMzUnRS87P1U/OT0lVSMsvyk0sUShLLSrOzM9TMOViQIAGeyCxnxFI/AcCkAgjVIYJTB6w"
+        "RxZjg9IsDKiAjYF0wJXz/WNt8YNskD0/Lgb/29S6L4kZyC6oU9xr2VYKtnOJ8e4qVZ8WQZB9+tyWy7d9Vb/FCnHXfpDjGRiOHZo1"
+        "c+Y+qD8aZs2UtAfxkej9EHkI4PjElNGy0VgYJNZY9PZDbXVNK4i9pve2CHNi2pq0tLT9uNyr2WZ+Yc+hZgWQepvSvGw7BptiINYH"
+        "EolJDMmJaakMUVEMAEbbYDA="
+    )
+)
+"""What KenLM 0.3.0's own `build_binary` makes of ARPA."""
 CHARACTERS = r"""\data\
 ngram 1=10
 ngram 2=1
@@ -105,6 +116,16 @@ def test_a_lexicon_says_which_words_there_are(tokenizer, arpa, tmp_path):
     (tmp_path / "words.txt").write_text("ab\n\ncafe\td e a f\nnö\n")
     search = BeamDecoder(lm=str(arpa), lexicon=str(tmp_path / "words.txt")).search(tokenizer)
     assert read(search(log_probs(tokenizer, "ab deaf", noise=0.5)), tokenizer) == "ab deaf"
+
+
+@pytest.mark.parametrize(("text", "seed"), [("ab cafe", 0), ("cafe ab cafe", 0)])
+def test_kenlm_s_binary_does_as_its_arpa_does(tokenizer, arpa, tmp_path, text, seed):
+    (tmp_path / "lm.bin").write_bytes(BINARY)
+    (tmp_path / "words.txt").write_text("ab\ncafe\n")
+    heard = log_probs(tokenizer, text, seed=seed)
+    binary = BeamDecoder(lm=str(tmp_path / "lm.bin"), lexicon=str(tmp_path / "words.txt"), lm_weight=2.0).search(tokenizer)
+    assert read(binary(heard), tokenizer) == text
+    assert (binary(heard) == BeamDecoder(lm=str(arpa), lm_weight=2.0).search(tokenizer)(heard)).all()
 
 
 def test_no_frames_have_no_tokens(tokenizer, arpa):

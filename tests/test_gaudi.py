@@ -151,3 +151,21 @@ def test_cpu_ranks_train_one_model(monkeypatch):
     assert (wrapped.model, wrapped.options, several._models) == (model, {"find_unused_parameters": True}, [wrapped])
     assert several.prepare_model(model, evaluation_mode=True) is model
     assert accelerator(DistributedType.MULTI_HPU).prepare_model(model) is model
+
+
+def test_beams_reorder_a_cache_of_tuples_as_transformers_own_does():
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    states = [(torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5)) for _ in range(2)]
+    order = torch.tensor([2, 0, 0])
+    model, cache, ours = torch.nn.Linear(1, 1), DynamicCache(), DynamicCache()
+    for layer, (keys, values) in enumerate(states):
+        cache.update(keys, values, layer)
+        ours.update(keys, values, layer)
+    cache.reorder_cache(order)
+    gaudi.reorder_beams(model)
+    assert model._reorder_cache(ours, order) is ours
+    for reordered in (model._reorder_cache(tuple(states), order), ours.to_legacy_cache()):
+        for layer, pair in zip(reordered, cache.to_legacy_cache(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(layer, pair, strict=True))

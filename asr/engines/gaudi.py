@@ -50,7 +50,9 @@ class GaudiEngine(Engine):
 
     def ready(self, trainer: Any) -> None:
         gaudi.average_gradients_on_cpu(trainer.accelerator)
-        if self.generates and not trainer.args.use_habana:
+        if self.generates and trainer.args.use_habana:
+            gaudi.reorder_beams(trainer.model)
+        elif self.generates:
             gaudi.generate_on_cpu(trainer)
 
     def divides_by_accumulation(self, args: Any) -> bool:

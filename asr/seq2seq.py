@@ -237,8 +237,7 @@ class EncoderDecoderModel:
         extractor = dict(self.feature_extractor if (files := self._extractor_files()) is None else files.extractor())
         takes = pretrained.extractor_parameters(str(extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")))
         none: dict[str, Any] = dict.fromkeys(("name_or_path", "encoder_name_or_path", "decoder_name_or_path"))
-        knobs = {f"encoder_{k}": v for k, v in halves["encoder"].items() if getattr(self, f"encoder_{k}", None) is not None}
-        return replace(self, **halves, **none, **knobs, feature_extractor={k: v for k, v in extractor.items() if k in (takes or extractor)})
+        return replace(self, **halves, **none, feature_extractor={k: v for k, v in extractor.items() if k in (takes or extractor)})
 
     def known_layerdrop(self) -> Mapping[str, float]:
         """Return the share of layers that training skips, by its key, as far as it is known without a network."""

@@ -204,7 +204,9 @@ def test_every_model_of_conf_that_generates_shrinks(name, tmp_path):
     small = Pipeline.of(made.config).model
     values = small.config_values("decoder") if hasattr(small, "decoder") else small.config_values()
     assert (values["d_model"], values["decoder_layers"]) == (32, 2)
-    assert small.input_length()(1.0) == Pipeline.of(composed("trainer=seq2seq", f"model={name}", *here)).model.input_length()(1.0)
+    whole = Pipeline.of(composed("trainer=seq2seq", f"model={name}", *here)).model
+    assert small.input_length()(1.0) == whole.input_length()(1.0)
+    assert small.known_layerdrop() == whole.known_layerdrop(), "an option stays, whatever the checkpoint's config says of it"
     if name != "digits_whisper" and name != "digits_encoder_decoder":
         assert made.config["vocabulary"]["tokenizer_name_or_path"] == str(tmp_path)
 

@@ -26,6 +26,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from asr import composition, config, config_files, gaudi, hub, launchers
 from asr.errors import AsrError, ConfigError
 from asr.pipeline import Pipeline
+from asr.pretrained import PretrainedFiles
 from asr.topology import num_devices
 
 OK, NOTE, BAD = "ok", "note", "bad"
@@ -172,26 +173,33 @@ def _disk(pipeline: Pipeline) -> Iterator[Finding]:
         there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
         free = shutil.disk_usage(there).free
         writable = os.access(there, os.W_OK)
-        needed = _run_bytes(pipeline) if name == "disk for runs" else None
+        weights, times = _weight_bytes(pipeline.model), _times_weights(pipeline)
+        needed = weights * times if weights and name == "disk for runs" else None
         said = f"{_size(free)} free in {there}{'' if writable else ', which can not be written'}"
-        said += f"; a run of this configuration takes about {_size(needed)}" if needed else ""
+        if name == "disk for runs":
+            takes = f"about {_size(needed)}" if needed else f"{times} times its model's weights, whose size isn't known here"
+            said += f"; a run of this configuration takes {takes}"
         enough = writable and (needed is None or free > needed)
         mend = "" if enough else "make room, fewer checkpoints (trainer.args.save_total_limit), or hydra.run.dir elsewhere"
         yield Finding(name, OK if enough else BAD, said, mend)
 
 
-def _run_bytes(pipeline: Pipeline) -> int | None:
-    """Return what a run's model and checkpoints take at most at a time; None where the weights aren't here to be measured."""
-    name = pipeline.model.name_or_path
-    if name is None or not Path(name).is_dir():
-        return None
-    weights = sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) or sum(
-        path.stat().st_size for path in Path(name).glob("pytorch_model*.bin")
-    )
+def _times_weights(pipeline: Pipeline) -> int:
+    """Return how many times its model's weights a run takes at most at a time: model/, and checkpoints with Adam's two moments."""
     args: Mapping[str, Any] = pipeline.trainer.args
     kept = 0 if args.get("save_strategy") == "no" else args.get("save_total_limit")
     checkpoints = 2 if kept is None else kept + 1  # one is written before the oldest goes
-    return weights * (1 + STATES_OF_ADAM * checkpoints) if weights else None
+    return 1 + STATES_OF_ADAM * checkpoints
+
+
+def _weight_bytes(model: Any) -> int | None:
+    """Return how large the weights are that a model begins with, in all its parts; None where one isn't here, or is made from scratch."""
+    parts = ("name_or_path",) if getattr(model, "name_or_path", None) is not None else ("encoder_name_or_path", "decoder_name_or_path")
+    sizes = []
+    for part in parts:
+        name, revision = getattr(model, part, None), getattr(model, part.replace("name_or_path", "revision"), None)
+        sizes.append(PretrainedFiles(name, revision, getattr(model, "cache_dir", None)).weight_bytes() if name else None)
+    return None if None in sizes else sum(size for size in sizes if size)
 
 
 def _hub() -> Iterator[Finding]:
@@ -216,7 +224,7 @@ def _topologies() -> Iterator[Finding]:
                 with config.under("topology"):
                     look()
             except ConfigError as error:
-                reasons.append(str(error))
+                reasons.append(str(error).rstrip("."))
         if topology.device != "cpu" and num_devices(topology.device) is None:
             reasons.append(f"no {topology.device} is found")
         yield Finding(f"topology={path.stem}", NOTE if reasons else OK, "; ".join(reasons) or "runs here")
@@ -224,7 +232,7 @@ def _topologies() -> Iterator[Finding]:
 
 def _configuration(pipeline: Pipeline, overrides: Sequence[str]) -> Iterator[Finding]:
     """Yield what would refuse a launch of the configuration here."""
-    name = " ".join(overrides) or "the default configuration"
+    name = f"launch.py {' '.join(overrides)}".strip()
     problems = []
     for look in (pipeline.check_compatible, pipeline.check_reachable, lambda: _check_host(pipeline)):
         try:

@@ -69,16 +69,30 @@ class PretrainedFiles:
             raise
 
     def config_is_at_hand(self) -> bool:
-        """Say whether config.json can be read without a network: from a folder or the hub's cache."""
+        """Say whether config.json can be read without a network."""
+        return self._at_hand() is not None
+
+    def _at_hand(self) -> Path | None:
+        """Return where it lies here: its folder, or the hub's cache of it; None where it would have to be fetched."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
-        if Path(self.name).expanduser().is_dir():
-            return True
+        folder = Path(self.name).expanduser()
+        if folder.is_dir():
+            return folder
         try:
-            return isinstance(try_to_load_from_cache(self.name, "config.json", revision=self.revision, cache_dir=self.cache_dir), str)
+            found = try_to_load_from_cache(self.name, "config.json", revision=self.revision, cache_dir=self.cache_dir)
         except HFValidationError:  # no name of the hub: check_reachable says so
-            return False
+            return None
+        return Path(found).parent if isinstance(found, str) else None
+
+    def weight_bytes(self) -> int | None:
+        """Return how large its weights are; None where they aren't here."""
+        folder = self._at_hand()
+        for pattern in ("*.safetensors", "pytorch_model*.bin"):
+            if folder and (size := sum(path.stat().st_size for path in folder.glob(pattern))):
+                return size
+        return None
 
     def folder(self, *, key: str = "") -> str:
         """Return the folder to load it from: the hub's names too are one, so that transformers asks no network for its dozen files."""

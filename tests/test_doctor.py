@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 from conftest import ENGINE, TINY
+from fakes import hub as hub_made
 from typer.testing import CliRunner
 
 from asr import cli, doctor, gaudi, hub, report
@@ -126,6 +127,14 @@ def test_room_for_the_checkpoints_of_a_large_model_is_looked_for(brief, monkeypa
     assert f"takes about {doctor._size(weights * 13)}" in findings["disk for runs"].found
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(0, 0, weights))
     assert found(*words)["disk for runs"].state == BAD
+
+
+def test_room_for_a_checkpoint_of_the_hub_is_looked_for_in_its_cache(brief, monkeypatch, tmp_path, run_dir):
+    cached = hub_made.cache(tmp_path / "home", run_dir / "model") / "hub"
+    weights = (run_dir / "model" / "model.safetensors").stat().st_size
+    words = [f"model.cache_dir={cached}", "model.name_or_path=someone/tiny", "trainer.args.save_strategy=no"]
+    assert f"takes about {doctor._size(weights * 4)}" in found(*words)["disk for runs"].found
+    assert "takes 4 times its model's weights, whose size isn't known" in found("trainer.args.save_strategy=no")["disk for runs"].found
 
 
 def test_a_silent_hub_is_no_error_but_said(monkeypatch):

@@ -463,3 +463,14 @@ def test_the_default_experiment_learns(launch, tmp_path):
     done = launch(tmp_path, "hydra.run.dir=r")
     assert done.code == 0, done.err
     assert read(tmp_path / "r" / "metrics.json")["eval_wer"] <= 0.06
+
+
+@pytest.mark.slow
+def test_weights_and_biases_gets_the_metrics_of_training_and_evaluation(launch, tmp_path):
+    """Its own client, which keeps what it would send: a file of records, their text as it is."""
+    short = [*TINY, "trainer.args.max_steps=2", "trainer.args.logging_steps=1", "trainer.args.save_strategy=no", "hydra.run.dir=run"]
+    done = launch(tmp_path, *short, "trainer.args.report_to=[wandb]", environment={"WANDB_MODE": "offline"})
+    assert done.code == 0, done.err
+    (records,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    content = records.read_bytes()
+    assert all(name in content for name in (b"spoken_digits_ctc", b"train/loss", b"eval/wer", b"eval/loss"))

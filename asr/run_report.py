@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from asr import breakdown, circumstances, experiments, history, metrics, preparing, runs
+from asr import breakdown, circumstances, experiments, history, metrics, preparing, runs, statistics
 from asr.alignment import Aligned, Confusions, aligned
 from asr.breakdown import Group
 from asr.clips import Clip, Clips
@@ -83,6 +83,8 @@ class Evaluated:
     right: int
     """How many have no error."""
     words: int
+    match_errors: tuple[str, str, str]
+    """MER as `rates` has them."""
 
 
 def as_page(run: Run) -> str:
@@ -96,7 +98,7 @@ def as_page(run: Run) -> str:
         plots=curves(events),
         title=f"{record['experiment']} {record.get('version', '')}",
         record=record,
-        rates=rates(run),
+        rates=_with_mer(rates(run), evaluated),
         facts=facts(record, circumstances.metrics_of(run), events),
         evaluated=evaluated,
         why_not="" if evaluated else why_not_evaluated(record, config, events),
@@ -127,8 +129,8 @@ def evaluation(run: Run) -> Evaluated | None:
     if not lines:
         return None
     confusions = Confusions()
-    counted = [confusions.count(words) for words in aligned(*_texts(lines))]
-    errors, words = np.array(counted, np.int64).T
+    counted = [(*confusions.count(pairs), len(pairs)) for pairs in aligned(*_texts(lines))]
+    errors, words, matches = np.array(counted, np.int64).T
     known = _utterances(run)
     speakers = [known[line["id"]].speaker if line["id"] in known else "" for line in lines]
     groups = {"duration": breakdown.by_seconds([_seconds(line, known) for line in lines], errors, words)}
@@ -136,7 +138,9 @@ def evaluation(run: Run) -> Evaluated | None:
     if any(speakers):
         groups["speaker"] = breakdown.by_speaker(speakers, errors, words)
     worst = _worst(lines, errors, words, known)
-    return Evaluated(confusions, groups, worst, len(lines), int((errors == 0).sum()), int(words.sum()))
+    low, high = statistics.bootstrap(errors, matches)
+    mer = "MER", _percent(errors.sum() / max(matches.sum(), 1)), f"{_percent(low)} to {_percent(high)}" if _is_number(low) else "-"
+    return Evaluated(confusions, groups, worst, len(lines), int((errors == 0).sum()), int(words.sum()), mer)
 
 
 def _texts(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -214,6 +218,11 @@ def rates(run: Run) -> list[tuple[str, str, str]]:
                 interval = f"{_percent(ends[0])} to {_percent(ends[1])}" if all(map(_is_number, ends)) else "-"
                 rows.append((f"{name.upper()}{said}", _percent(found[key]), interval))
     return rows
+
+
+def _with_mer(found: list[tuple[str, str, str]], evaluated: Evaluated | None) -> list[tuple[str, str, str]]:
+    """Add the match error rate, which comes of the same alignment, where it isn't among trainer.eval_metrics."""
+    return found if evaluated is None or any(name == "MER" for name, _, _ in found) else [*found, evaluated.match_errors]
 
 
 def facts(record: Mapping[str, Any], found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -252,6 +252,19 @@ def test_a_run_from_before_intervals_has_them_worked_out(tmp_path, config):
     assert low < float(rate.split()[0]) < high
 
 
+def test_the_match_error_rate_is_jiwer_s(tmp_path, config):
+    import jiwer
+
+    said = [("a", "one two three", "one too three four"), ("b", "", "uh"), ("c", "six", "six")]
+    evaluated = run_report.evaluation(made(tmp_path, config, said))
+    name, rate, interval = evaluated.match_errors
+    whole = jiwer.process_words([r for _, r, _ in said if r], [h for _, r, h in said if r])
+    errors = whole.substitutions + whole.deletions + whole.insertions + 1  # jiwer takes no empty reference: the word made up there
+    assert (name, rate) == ("MER", f"{100 * errors / (whole.hits + errors):.2f} %")
+    assert " to " in interval
+    assert run_report._with_mer([("MER", "1 %", "-")], evaluated) == [("MER", "1 %", "-")]
+
+
 def test_a_report_that_fails_spoils_no_run(tmp_path, config, monkeypatch, caplog):
     monkeypatch.setattr(run_report, "write", lambda run: 1 / 0)
     run = Run.create(tmp_path / "r", config, command=[], overrides=[])

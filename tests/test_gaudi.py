@@ -153,6 +153,7 @@ def test_cpu_ranks_train_one_model(monkeypatch):
     assert accelerator(DistributedType.MULTI_HPU).prepare_model(model) is model
 
 
+@pytest.mark.optimum_habana
 def test_beams_reorder_a_cache_of_tuples_as_transformers_own_does():
     import torch
     from transformers.cache_utils import DynamicCache

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ENGINE, ROOT, composed
 from test_leases import HOLDS
 
 from asr import command_line, experiment, leases, parallel, preflight, stops
@@ -15,7 +15,7 @@ from asr.errors import ConfigError, JobError, LaunchError
 from asr.pipeline import Pipeline
 from asr.stops import End
 
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *ENGINE]
 
 
 @pytest.fixture

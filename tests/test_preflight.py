@@ -1,7 +1,7 @@
 """What launch.py says before anything is written: refusals with every problem, warnings where a configuration is only shown."""
 
 import pytest
-from conftest import ROOT, TINY, composed
+from conftest import ENGINE, ROOT, TINY, composed
 
 from asr import command_line, composition, preflight
 from asr.pipeline import warnings_of
@@ -77,7 +77,7 @@ def test_a_missing_value_is_a_warning_where_the_configuration_is_shown(capsys):
     ("words", "message"),
     [
         (["hydra.verbose=7", "dry_run=true"], "error: hydra: Hydra can't go on with its own settings (AssertionError"),
-        (["--resolve"], "error: hydra: Hydra can't go on with its own settings (ValueError: The --resolve flag"),
+        (["--resolve", *ENGINE], "error: hydra: Hydra can't go on with its own settings (ValueError: The --resolve flag"),
         (["++hydra.launcher=x"], "error: hydra.launcher._target_: "),
         (["hydra.run.dir=${hydra.run.dir}"], "error: "),
         (["hydra.run.dir=''"], "error: hydra.run.dir: '' is no folder."),
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_every_job_is_said_at_the_first(launcher, monkeypatch
     composed_jobs = []
     real = composition.compose
     monkeypatch.setattr(composition, "compose", lambda *args, **options: composed_jobs.append(args) or real(*args, **options))
-    assert launcher("-m", "seed=range(0,500)", "trainer.args.learning_rate=-1") == 2
+    assert launcher("-m", "seed=range(0,500)", "trainer.args.learning_rate=-1", *ENGINE) == 2
     assert capsys.readouterr().err.startswith("error: trainer.args.learning_rate: -1 is out of range")
     assert len(composed_jobs) == 1
 

@@ -123,9 +123,9 @@ def test_a_finished_run_is_published_whole_with_its_card(done_run, tmp_path):
     with fake.taking(USERS) as hub:
         done = asr(of_hub(hub.url, tmp_path / "home"), "publish", done_run, "--to", "us/tiny", "--private")
     assert (done.returncode, done.stdout) == (0, f"{hub.url}/us/tiny\n"), done.stderr
-    assert [{key: asked[key] for key in ("name", "organization", "private")} for asked in hub.created] == [
-        {"name": "tiny", "organization": "us", "private": True}
-    ]
+    (asked,) = hub.created
+    assert (asked["name"], asked["organization"]) == ("tiny", "us")
+    assert asked.get("private") is True or asked.get("visibility") == "private"  # huggingface_hub 1 has the latter
     assert set(hub.taken) == {path.name for path in (done_run / "model").iterdir()}
     assert hub.taken["model.safetensors"] == b"weights"
     assert hub.taken["README.md"].startswith(b"---\nlibrary_name: transformers\n")

@@ -20,7 +20,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(scope="module")
 def config():
-    return composed()
+    return composed("trainer.engine=gaudi")  # as it was released
 
 
 class Page(HTMLParser):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ENGINE
 from hydra.types import RunMode
 
 from asr import command_line, composition, preflight, runs, sessions, stops, sweeps
@@ -170,7 +171,7 @@ def arguments(monkeypatch, tmp_path):
 
     def check(*words: str) -> Path | None:
         monkeypatch.setattr(sys, "argv", ["launch.py", *words])
-        return preflight.check(command_line.read_command_line(list(words)))
+        return preflight.check(command_line.read_command_line([*words, *ENGINE]))
 
     return check
 

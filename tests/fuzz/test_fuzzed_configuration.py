@@ -7,6 +7,7 @@ from trial import Outcome, outcomes
 SEED = 6
 
 
+@pytest.mark.optimum_habana
 def test_a_fuzzed_command_line_is_accepted_or_refused_in_a_few_lines(tmp_path):
     tally = tallies.command_lines(SEED, 25, tmp_path)
     assert tally.failures == []

@@ -121,7 +121,7 @@ def test_without_optuna_the_mend_is_named(monkeypatch):
             ["+sweep=optuna", "trainer.args.per_device_train_batch_size=choice(8,0)"],
             r"^trainer\.args\.per_device_train_batch_size: 0 is out of",
         ),
-        (["hydra/sweeper=asr_optuna", RATE.replace("1e-4", "-1"), "-m"], r"^trainer\.args\.learning_rate: -1\.0 is out of range"),
+        (["-m", "hydra/sweeper=asr_optuna", RATE.replace("1e-4", "-1")], r"^trainer\.args\.learning_rate: -1\.0 is out of range"),
         (
             ["-m", "hydra/sweeper=asr_optuna", "hydra.sweeper.n_trial=3", RATE],
             r"^hydra\.sweeper\.n_trial: .* Did you mean hydra\.sweeper\.n_trials\?",

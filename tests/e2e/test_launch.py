@@ -434,6 +434,7 @@ def test_help_names_every_group_and_option(launch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimum_habana
 def test_the_overrides_that_help_shows_work():
     from conftest import composed
 

@@ -17,7 +17,6 @@ from asr.runs import Run
 log = logging.getLogger(__name__)
 
 KEY, NAME_KEY, TOKEN = "publish", "trainer.args.hub_model_id", "HF_TOKEN"
-MODEL_FOLDER = "model"
 
 
 def check_name(name: object, *, key: str = NAME_KEY) -> None:
@@ -75,7 +74,7 @@ def publish(run: Run, name: str, *, private: bool | None = None) -> str:
     """Push a run's model/ to the hub and return its address there; raise PublishError. run.json has what was done, or why not."""
     from huggingface_hub import HfApi
 
-    folder = run.path / MODEL_FOLDER
+    folder = run.path / runs.MODEL_FOLDER
     log.info("publishing %s to %s", folder, name)
     title = f"{run.record['experiment']} {run.record.get('version', '')}".strip()
     problems: tuple[type[BaseException], ...] = (*hub.failures(), ValueError)  # ValueError: the card's YAML isn't as the hub wants it
@@ -99,7 +98,7 @@ def publish_later(run: Run, name: str | None, *, private: bool | None = None) ->
     ended = "a rehearsal" if run.record.get("rehearsal") else run.record.get("status")
     if ended != "finished":
         raise ConfigError(f"{run.path} is {ended}: only a run that has finished is published.")
-    folder = run.path / MODEL_FOLDER
+    folder = run.path / runs.MODEL_FOLDER
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{run.path} has no model: it trained none, or {folder} has gone.")
     args = run.config.get("trainer", {}).get("args", {})

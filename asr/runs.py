@@ -40,6 +40,7 @@ RUN_FILE, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "run.json", "config.yaml
 LOG_FILE = "run.log"
 PAGE_FILE = "report.html"
 LOCK_FILE = ".lock"
+MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
 PACKAGES = (
     "torch transformers optimum-habana habana-torch-plugin accelerate datasets evaluate jiwer hydra-core omegaconf "
@@ -133,7 +134,7 @@ class Run:
     @property
     def has_weights(self) -> bool:
         """Whether training has left anything that would be lost with the run."""
-        return (self.path / "model").exists() or any((self.path / CHECKPOINTS).glob("checkpoint-*"))
+        return (self.path / MODEL_FOLDER).exists() or any((self.path / CHECKPOINTS).glob("checkpoint-*"))
 
     def save(self, **facts: Any) -> None:
         """Add facts to run.json."""

@@ -54,7 +54,7 @@ def _work(run_dir: Path, rank: Rank) -> End:
         if run.config.get("rehearse"):
             from asr.rehearsal.story import work
         else:
-            from asr.experiment import work
+            from asr.stages import work
         work(run, rank)
         return End()
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from asr import composition, experiment, preparing
+from asr import composition, preparing, stages
 from asr.pipeline import Pipeline
 from asr.runs import Run
 
@@ -29,7 +29,7 @@ def built(folder: Path, corpus: Path, *overrides: str) -> Any:
     run = Run.create(folder, container, command=[], overrides=asked)
     preparing.prepare(pipeline, run)
     pipeline.topology.apply_environment()
-    trainer, _ = experiment.build(pipeline, run)
+    trainer, _ = stages.build(pipeline, run)
 
     from transformers import PrinterCallback
 

@@ -14,7 +14,7 @@ import torch
 from conftest import TINY, composed
 from safetensors.torch import load_file
 
-from asr import experiment, preparing, stops
+from asr import experiment, preparing, stages, stops
 from asr.errors import ConfigError, DataError
 from asr.freezing import trained_parameters
 from asr.labels import Labels
@@ -168,7 +168,7 @@ def test_an_early_stop_and_a_mean_of_checkpoints_are_in_what_a_run_leaves(tmp_pa
     run = Run.create(tmp_path / "r", composed(*asked), command=[], overrides=[])
     configure_logging(run.path)
     preparing.prepare(Pipeline.of(run.config), run)
-    experiment.work(run)
+    stages.work(run)
     assert json.loads((run.path / "metrics.json").read_text())["stopped_early_at_step"] == 2
     assert Run.load(run.path).record["averaged_checkpoints"] == ["checkpoint-1", "checkpoint-2"]
     assert "training stopped early, at step 2" in (run.path / "run.log").read_text()
@@ -237,7 +237,7 @@ def test_what_gets_no_gradient_is_frozen_before_the_trainer_counts(run):
     conformer = ["model=wav2vec2_tiny", "model.architecture.model_type=wav2vec2-conformer", "~model.architecture.do_stable_layer_norm"]
     pipeline = Pipeline.of(composed(*TINY, *conformer))
     preparing.prepare(pipeline, run)
-    made, _ = experiment.build(pipeline, run)
+    made, _ = stages.build(pipeline, run)
     frozen = {name: p.numel() for name, p in made.model.named_parameters() if not p.requires_grad}
     assert [name.partition("pos_conv_embed.conv.")[2] for name in frozen] == [
         "bias",

@@ -20,7 +20,7 @@ from asr.vocabulary import Vocabulary
 
 
 def ready_to_train(node: CTCModel, tokenizer):
-    """Return model and training batch as asr.experiment.build makes them, before anything is frozen, and its short example."""
+    """Return model and training batch as asr.stages.build makes them, before anything is frozen, and its short example."""
     torch.manual_seed(0)
     model = node.load(tokenizer, new_head=True)
     extractor = node.processor(tokenizer, model).feature_extractor

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import composed
 
-from asr import experiment, history
+from asr import history, stages
 from asr.errors import ConfigError, TrainingError
 from asr.runs import Run
 
@@ -75,10 +75,10 @@ def test_a_training_that_fails_midway_leaves_what_was_logged(tmp_path, monkeypat
         trainer.state.log_history.append({"loss": 2.0, "step": 1})
         raise TrainingError("the loss is nan")
 
-    monkeypatch.setattr(experiment, "build", lambda *_: (trainer, None))
-    monkeypatch.setattr(experiment, "train", train)
+    monkeypatch.setattr(stages, "build", lambda *_: (trainer, None))
+    monkeypatch.setattr(stages, "train", train)
     with pytest.raises(TrainingError):
-        experiment.work(run)
+        stages.work(run)
     assert history.load(run.path) == [{"loss": 2.0, "step": 1}]
 
 

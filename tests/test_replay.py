@@ -164,7 +164,7 @@ def other_transcript(run_there: Path) -> None:
 
 def test_other_data_is_found_out_before_training_and_named(run_there, monkeypatch):
     other_transcript(run_there)
-    monkeypatch.setattr("asr.experiment.work", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("asr.stages.work", lambda *_: pytest.fail("it trains"))
     code, run = replay.again(run_there, ["stages=[train]"], into=Path("other"))
     assert code == 3
     record = read(Path("other") / "run.json")

@@ -9,7 +9,7 @@ import torch
 import transformers
 from conftest import EVERY_ENGINE, INSTALLED_ENGINES, TINY, composed
 
-from asr import experiment, preparing, trainer
+from asr import preparing, stages, trainer
 from asr.errors import ConfigError
 from asr.pipeline import Pipeline
 from asr.runs import Run
@@ -34,7 +34,7 @@ def built(tmp_path, *overrides, model="digits_encoder_decoder"):
     config = composed("trainer=seq2seq", f"model={model}", *SMALL[model], *quiet, *TINY, *overrides)
     pipeline, run = Pipeline.of(config), Run.create(tmp_path / "r", config, command=[], overrides=[])
     preparing.prepare(pipeline, run)
-    made, scorer = experiment.build(pipeline, run)
+    made, scorer = stages.build(pipeline, run)
     return made, scorer, run
 
 
@@ -188,7 +188,7 @@ def test_a_saved_run_s_model_is_loaded_by_a_pipeline_and_scores_the_same_without
     pipeline, again = Pipeline.of(config), Run.create(tmp_path / "again", config, command=[], overrides=[])
     pipeline.check_reachable()
     preparing.prepare(pipeline, again)
-    other, rescored = experiment.build(pipeline, again)
+    other, rescored = stages.build(pipeline, again)
     assert other.evaluate()["eval_wer"] == measured["eval_wer"]
     assert rescored.predictions == scorer.predictions
     pipe = transformers.pipeline("automatic-speech-recognition", str(tmp_path / "model"), device="cpu")

@@ -22,7 +22,7 @@ from asr.spec_augment import takes_masks
 
 
 def built(tmp_path, *overrides, model="wav2vec2_bert_tiny", split="validation", on_bad="fail", utterances=lambda rows: rows):
-    """Return a trainer over the small corpus, with its scorer, as asr.experiment.work builds it."""
+    """Return a trainer over the small corpus, with its scorer, as asr.stages.work builds it."""
     import transformers
 
     quiet = ["trainer.args.report_to=none", "trainer.try_shapes=false"]

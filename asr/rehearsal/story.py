@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from asr import experiment
+from asr import stages
 from asr.errors import AsrError
 from asr.pipeline import Pipeline
 from asr.ranks import Rank
@@ -64,7 +64,7 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
     recorder = Recorder(first, evaluates=on_the_way, in_the_middle=trains)
     if trains:
         facts.doing = "training"
-        measured = experiment.train(first, run, rank)
+        measured = stages.train(first, run, rank)
         facts |= {"optimizer": findings.class_name(first.optimizer), **findings.of_training(first, recorder, measured)}
         facts.ran(
             training=f"{recorder.steps} steps of {len(recorder.losses)} batches", saving=f"at step {recorder.saved_at}, and the model"
@@ -73,7 +73,7 @@ def _rehearse(pipeline: Pipeline, run: Run, rank: Rank, facts: Facts) -> None:
         facts.warnings += [*findings.what_splits_graphs("training", recorder.captured_syncs), *findings.what_shares_a_graph(facts, "train")]
     if "evaluate" in pipeline.stages:
         facts.doing = "evaluating"
-        measured = experiment.evaluate(first)
+        measured = stages.evaluate(first)
         facts |= findings.of_evaluation(first, measured)
         facts.ran(evaluation=f"{len(first.eval_dataset)} utterances at hand, {measured['num_eval_shapes']} shapes")
         facts.failures += findings.what_graphs_do_wrong("inference")
@@ -93,7 +93,7 @@ def _built(pipeline: Pipeline, run: Run) -> Any:
     """Return the experiment's trainer, without the progress bars and lines that tell its speed: the stand-in's says nothing."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    speech_trainer, _ = experiment.build(pipeline, run)
+    speech_trainer, _ = stages.build(pipeline, run)
     for callback in (PrinterCallback, ProgressCallback):
         speech_trainer.remove_callback(callback)
     return speech_trainer

@@ -33,7 +33,7 @@ def found(*overrides: str) -> dict[str, doctor.Finding]:
 
 def configured(findings: dict[str, doctor.Finding]) -> list[str]:
     """Return what is said of the configuration itself."""
-    return [finding.found for name, finding in findings.items() if name.startswith("dataset.num_train")]
+    return [finding.found for name, finding in findings.items() if name.startswith("launch.py ")]
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def arguments(monkeypatch, tmp_path):
 
 
 def test_hydra_is_told_which_sweep_goes_on(arguments, tmp_path):
-    folder = made(tmp_path / "outputs" / "spoken_digits_ctc" / "it's-sweep", GRID, session_started="1")
+    folder = made(tmp_path / "outputs" / "spoken_digits_ctc" / "it's-sweep", [*GRID, *ENGINE], session_started="1")
     assert arguments("-m", *GRID, "resume=auto") == folder
     assert sys.argv[-1] == r"hydra.sweep.dir='outputs/spoken_digits_ctc/it\'s-sweep'"
     assert composition.compose([sys.argv[-1]], with_hydra=True).hydra.sweep.dir == "outputs/spoken_digits_ctc/it's-sweep"

@@ -64,7 +64,7 @@ def left_behind(run_dir: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "mpirun"])
 def test_ranks_that_finish_end_the_run_well(tell, launcher, capfd):
     end, folder, _ = tell(launcher, "finishes")
     assert end == End(0)
@@ -320,8 +320,8 @@ def test_all_ranks_save_the_same_step(parent, capfd, launcher, number):
 @pytest.mark.parametrize(
     ("launcher", "numbers"),
     [
-        ("torchrun", [signal.SIGUSR1]),
-        pytest.param("mpirun", [signal.SIGUSR2], marks=pytest.mark.slow),
+        pytest.param("torchrun", [signal.SIGUSR1], marks=pytest.mark.slow),
+        ("mpirun", [signal.SIGUSR2]),
         pytest.param("torchrun", [signal.SIGTERM, signal.SIGUSR2], marks=pytest.mark.slow),  # as Slurm preempts
     ],
 )

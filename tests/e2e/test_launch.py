@@ -389,9 +389,8 @@ def test_an_unexpected_failure_ends_in_1_with_a_traceback_in_the_log(launch, tmp
     assert "Traceback" in (tmp_path / "r" / "run.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("sent", "status", "code"), [(signal.SIGINT, "failed", 130), pytest.param(signal.SIGTERM, "preempted", 75, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "status", "code"), [(signal.SIGINT, "failed", 130), (signal.SIGTERM, "preempted", 75)])
 def test_an_interrupted_run_says_so(tmp_path, own_cache, sent, status, code):
     command = launch_command(*TINY, "trainer.args.max_steps=100000", "trainer.args.save_strategy=no", "hydra.run.dir=r")
     with subprocess.Popen(

@@ -10,6 +10,7 @@ import codecs
 import locale
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def _topologies() -> Iterator[Finding]:
                 with config.under("topology"):
                     look()
             except ConfigError as error:
-                reasons.append(str(error).rstrip("."))
+                reasons.append(re.sub(r"(?<!\.)\.$", "", str(error)))  # an ellipsis stays
         if topology.device != "cpu" and num_devices(topology.device) is None:
             reasons.append(f"no {topology.device} is found")
         yield Finding(f"topology={path.stem}", NOTE if reasons else OK, "; ".join(reasons) or "runs here")

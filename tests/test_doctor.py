@@ -42,6 +42,7 @@ def test_this_machine_can_train_on_its_cpu():
     assert [name for name, finding in findings.items() if finding.state == BAD] == []
     assert findings["topology=cpu"].state == OK
     assert "habana_frameworks isn't installed" in findings["topology=hpu8"].found
+    assert "then 1, ...; no hpu" in findings["topology=hpu_nodes"].found
     assert configured(findings) == ["can be launched here"]
     assert doctor.is_well(list(findings.values()))
 
